@@ -1,0 +1,546 @@
+/*
+ * llm_datadist_c.h - hand KV caches from prefill processes to decode processes.
+ *
+ * Copyright the llm-datadist authors.  SPDX-License-Identifier: Apache-2.0
+ *
+ * This header is the whole C API, in the order in which one uses it:
+ *
+ *   1. Status codes       what a call answers, and what to do about it
+ *   2. Options            strings that configure an instance
+ *   3. Life cycle         llm_create, llm_initialize, llm_finalize, llm_destroy, llm_set_role
+ *   4. Caches             llm_allocate_cache, llm_register_kv_cache and their ends
+ *   5. Links              llm_link_clusters, llm_unlink_clusters
+ *   6. Transfers          llm_pull_kv_blocks, llm_push_kv_cache, ...
+ *   7. Local copies       llm_copy_kv_cache, llm_copy_kv_blocks
+ *   8. Looking inside     links, listeners, errors, logging, version
+ *
+ * The model.  An instance (llm_datadist *) is a *cluster*: it has a 64-bit id, a role, one or more
+ * devices, caches, and links to other clusters.  A prefill process has role Prompt: it listens, and
+ * it may push.  A decode process has role Decoder: it links to prompts, and it may pull.  The other
+ * side of a transfer makes no call.  A cache is `num_tensors` tensors of one shape; the first
+ * dimension counts batch slots or blocks, which are the same thing here: slot i of a tensor begins
+ * at byte i * stride, with
+ *
+ *     tensor bytes = ceil(product(shape) * bits per element / 8)
+ *     stride       = tensor bytes / shape[0]          (integer division)
+ *
+ * A *layer* is `tensor_num_per_layer` consecutive tensors (2 by default: K and V).
+ *
+ * Promises, on every transport:
+ *   - Never somebody else's bytes: a transfer that races the owner's free or reuse of a cache ends
+ *     in a status, not in success with other data.
+ *   - Quiet after return: once a call has returned, whatever its status, no byte of it lands.
+ *   - Success means arrived: the bytes are in the destination memory.
+ *   - A dead peer is noticed: its transfers end with a status.
+ *
+ * Threads.  Every function may be called from any thread at any time, unless its comment says
+ * otherwise.  llm_finalize, llm_destroy and llm_set_role must not run beside other calls on the
+ * same instance.
+ *
+ * fork.  An instance must not be used in a forked child; create a new one there.
+ *
+ * Structs.  A struct that may grow begins with `struct_size`: set it to sizeof the struct (0 is read
+ * as its first published size).  Fields past it count as zero, so that an older program runs against
+ * a newer library; bytes that this library doesn't know must be zero, else LLM_PARAM_INVALID.
+ *
+ * Outputs are written on success only, unless a comment says otherwise.  Inputs are read during the
+ * call and never kept.
+ *
+ * Section numbers (§) are those of the LLM-DataDist C++ API, version 1, behavioural specification.
+ */
+#ifndef LLM_DATADIST_LLM_DATADIST_C_H
+#define LLM_DATADIST_LLM_DATADIST_C_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define LLM_API __attribute__((visibility("default")))
+#define LLM_EXTENSION_ __extension__
+#else
+#define LLM_API
+#define LLM_EXTENSION_
+#endif
+
+/* ============================================================================================
+ * 1. Status codes (§3)
+ *
+ * Every call answers with a status.  The numbers are ABI and are those of the original library;
+ * codes of our own begin at 0x5010B801.
+ * ============================================================================================ */
+
+typedef uint32_t llm_status;
+
+/* X(name, value, meaning, recoverable, what to do) */
+#define LLM_STATUS_MAP(X)                                                                          \
+    X(LLM_SUCCESS, 0x0u, "success", 1, "nothing to do")                                            \
+    X(LLM_FAILED, 0xFFFFFFFFu, "the instance is not initialized, or a resource or peer failed", 0, \
+      "read the log or llm_last_error; rebuild the link, or initialize again")                     \
+    X(LLM_WAIT_PROC_TIMEOUT, 0x5010B001u, "the operation ran out of time", 1,                      \
+      "after a transfer: unlink and link again if llm_get_link_info says the link is broken; "     \
+      "otherwise enlarge the timeout and retry")                                                   \
+    X(LLM_KV_CACHE_NOT_EXIST, 0x5010B002u, "no such cache or batch, here or at the peer", 1,       \
+      "check the cache id and batch index; the owner may have freed the cache")                    \
+    X(LLM_REPEAT_REQUEST, 0x5010B003u, "the same cluster appears twice in one call", 1,            \
+      "name each cluster once")                                                                    \
+    X(LLM_REQUEST_ALREADY_COMPLETED, 0x5010B004u, "the request has already completed", 1,          \
+      "nothing to do")                                                                             \
+    X(LLM_PARAM_INVALID, 0x5010B005u, "an argument, option or role is not allowed here", 1,        \
+      "correct the value that the log names")                                                      \
+    X(LLM_ENGINE_FINALIZED, 0x5010B006u, "the engine has been finalized", 0, "initialize again")   \
+    X(LLM_NOT_YET_LINK, 0x5010B007u, "there is no link to this cluster", 1,                        \
+      "link the clusters first")                                                                   \
+    X(LLM_ALREADY_LINK, 0x5010B008u, "there is a link to this cluster already", 1,                 \
+      "use it, or unlink first")                                                                   \
+    X(LLM_LINK_FAILED, 0x5010B009u, "a link could not be established", 1,                          \
+      "check that the peer listens at that address and has the expected cluster id, then retry")   \
+    X(LLM_UNLINK_FAILED, 0x5010B00Au, "a link could not be removed in good order", 1,              \
+      "look at the per-cluster results; retry, or force")                                          \
+    X(LLM_NOTIFY_PROMPT_UNLINK_FAILED, 0x5010B00Bu,                                                \
+      "the link is gone here, but the peer could not be told", 1, "unlink at the peer as well")    \
+    X(LLM_CLUSTER_NUM_EXCEED_LIMIT, 0x5010B00Cu, "more than 16 clusters in one call", 1,           \
+      "split the call")                                                                            \
+    X(LLM_PROCESSING_LINK, 0x5010B00Du, "another link or unlink call is still running", 1,         \
+      "retry, or enlarge the timeout")                                                             \
+    X(LLM_DEVICE_OUT_OF_MEMORY, 0x5010B00Eu, "the device memory pool is exhausted", 1,             \
+      "free caches, or enlarge llm.BufPoolCfg")                                                    \
+    X(LLM_PREFIX_ALREADY_EXIST, 0x5010B00Fu, "the prefix exists already", 1, "use another id")     \
+    X(LLM_PREFIX_NOT_EXIST, 0x5010B010u, "the prefix does not exist", 1, "check the prefix id")    \
+    X(LLM_SEQ_LEN_OVER_LIMIT, 0x5010B011u, "the sequence is too long", 1, "shorten it")            \
+    X(LLM_NO_FREE_BLOCK, 0x5010B012u, "no block is free", 1, "free blocks and retry")              \
+    X(LLM_BLOCKS_OUT_OF_MEMORY, 0x5010B013u, "no memory for blocks", 1, "free blocks and retry")   \
+    X(LLM_EXIST_LINK, 0x5010B018u, "links exist, the role cannot change", 1, "unlink first")       \
+    X(LLM_FEATURE_NOT_ENABLED, 0x5010B019u, "the feature is not enabled for this instance", 1,     \
+      "set the enabling option at initialization")                                                 \
+    X(LLM_TIMEOUT, 0x5010B01Au, "the operation ran out of time", 0, "rebuild the link")            \
+    X(LLM_LINK_BUSY, 0x5010B01Bu, "the link is busy", 1, "retry when the other operation is done") \
+    X(LLM_OUT_OF_MEMORY, 0x5010B01Cu, "the host is out of memory", 1, "free memory and retry")
+
+/* Unsigned, LLM_FAILED included, so that a status compares without a cast. */
+LLM_EXTENSION_ enum {
+#define LLM_STATUS_ENUM_(name, value, text, recoverable, remedy) name = (value),
+    LLM_STATUS_MAP(LLM_STATUS_ENUM_)
+#undef LLM_STATUS_ENUM_
+};
+
+/* The name of a status, "LLM_PARAM_INVALID"; "LLM_STATUS_UNKNOWN" for other numbers.  Static. */
+LLM_API const char *llm_status_name(llm_status status);
+
+/* What a status means, whether it can be recovered from, and what to do, in one line.  Static. */
+LLM_API const char *llm_status_text(llm_status status);
+
+/* 1 if the cause can be repaired and the call repeated on the same instance, 0 if not (§3). */
+LLM_API int llm_status_recoverable(llm_status status);
+
+/* ============================================================================================
+ * 2. Options (§4)
+ *
+ * An option is a pair of strings.  Unknown keys are ignored.  A rejected option yields
+ * LLM_PARAM_INVALID and one log line that names the option, the value and what was expected.
+ * Numbers: decimal, leading blanks, '+' and zeros allowed, nothing behind the digits (§4.1).
+ * ============================================================================================ */
+
+typedef struct llm_option {
+    const char *key;
+    const char *value;
+} llm_option;
+
+/* "ipv4:port" per device, separated by ';'.  Port 0 lets the system choose: llm_get_listen_port.
+ * Required for role Prompt; not read for the other roles (§4.3). */
+#define LLM_OPTION_LISTEN_IP_INFO "llm.ListenIpInfo"
+/* Device ids, separated by ';', each 0..2147483647.  Required (§4.2). */
+#define LLM_OPTION_DEVICE_ID "llm.DeviceId"
+/* Time limit in milliseconds, 1..2147483647, for allocate, deallocate, pull, push (per layer in the
+ * original; here for the whole push of each layer range) and set_role.  Default 1000 (§4.4). */
+#define LLM_OPTION_SYNC_CACHE_WAIT_TIME "llm.SyncKvCacheWaitTime"
+/* JSON: the size and the tiers of the device memory pool.  Default: one pool per device, as large as
+ * the machine's memory, of which only what is used is taken (§4.6). */
+#define LLM_OPTION_BUF_POOL_CFG "llm.BufPoolCfg"
+/* "1" allows llm_set_role.  Default "0" (§4.5). */
+#define LLM_OPTION_ENABLE_SET_ROLE "llm.EnableSwitchRole"
+/* Communication resources of Ascend hardware: accepted, not needed here (§13.3). */
+#define LLM_OPTION_LOCAL_COMM_RES "llm.LocalCommRes"
+
+/* Options of this library alone. */
+
+/* Memory that device ids speak of: "auto" (default) or "host". */
+#define LLM_OPTION_DEVICE_TYPE "llm.DeviceType"
+/* Transports a link may take, best first, separated by ',': "local", "shm", "tcp".
+ * Default "auto", which is "local,shm,tcp".  A link takes the first that both ends can use. */
+#define LLM_OPTION_TRANSPORTS "llm.Transports"
+/* A peer that is silent for so many milliseconds, 50..600000, is taken for dead.  Default 500. */
+#define LLM_OPTION_LIVENESS_TIME "llm.LivenessTime"
+/* TCP connections that carry the data of one tcp link, 1..8.  Default 2. */
+#define LLM_OPTION_TCP_CONNECTIONS "llm.TcpConnections"
+/* "error", "warn", "info", "debug" or "off"; the environment's LLM_DATADIST_LOG_LEVEL wins.
+ * Applies to the whole process.  Default "warn". */
+#define LLM_OPTION_LOG_LEVEL "llm.LogLevel"
+
+/* ============================================================================================
+ * 3. Life cycle (§5)
+ * ============================================================================================ */
+
+/* One cluster. Opaque. */
+typedef struct llm_datadist llm_datadist;
+
+typedef enum llm_role {
+    LLM_ROLE_PROMPT = 1,  /* prefill: listens, may push */
+    LLM_ROLE_DECODER = 2, /* decode: links, may pull */
+    LLM_ROLE_MIX = 3      /* neither; a state from which llm_set_role moves on */
+} llm_role;
+
+/* Makes an instance; validates nothing and opens nothing (§5.1).
+ *
+ * cluster_id: any number, unique among the clusters that will ever be linked with each other.
+ * role: checked by llm_initialize.
+ * Returns LLM_SUCCESS, LLM_OUT_OF_MEMORY, LLM_PARAM_INVALID (ret_dd is NULL). */
+LLM_API llm_status llm_create(uint64_t cluster_id, llm_role role, llm_datadist **ret_dd);
+
+/* Finalizes if need be and frees the instance (§5.2).  NULL is allowed.  Not beside other calls. */
+LLM_API void llm_destroy(llm_datadist *dd);
+
+/* Opens devices and memory pools and, for a Prompt, listens at every device's address (§5.3).
+ *
+ * On an initialized instance: LLM_SUCCESS, and the options are not looked at.  After a failure the
+ * instance is as before the call, and a corrected call works.
+ * Returns LLM_SUCCESS; LLM_PARAM_INVALID (role or an option); LLM_FAILED (a device or a listener
+ * can't be opened, or out of memory). */
+LLM_API llm_status llm_initialize(llm_datadist *dd, const llm_option *options, size_t num_options);
+
+/* Ends links without telling the peers, frees all caches, closes everything (§5.4).  The instance can
+ * be initialized again.  Does nothing if not initialized.  Not beside other calls. */
+LLM_API void llm_finalize(llm_datadist *dd);
+
+/* Changes the role; caches stay (§5.5).  Needs LLM_OPTION_ENABLE_SET_ROLE and one device.
+ *
+ * options: LLM_OPTION_LISTEN_IP_INFO with one address, required to become Prompt.  The new listener
+ * is opened before the old one is closed; after a failure role and listener are as before.
+ * Returns LLM_SUCCESS; LLM_FAILED (not initialized; the listener can't be opened);
+ * LLM_PARAM_INVALID (role, address); LLM_FEATURE_NOT_ENABLED (option, several devices);
+ * LLM_EXIST_LINK (a Prompt or Decoder with links, broken ones included).
+ * Not beside link or transfer calls. */
+LLM_API llm_status llm_set_role(llm_datadist *dd, llm_role role, const llm_option *options,
+                                size_t num_options);
+
+/* ============================================================================================
+ * 4. Caches (§7)
+ * ============================================================================================ */
+
+typedef enum llm_placement { LLM_PLACEMENT_HOST = 0, LLM_PLACEMENT_DEVICE = 1 } llm_placement;
+
+/* Element types (§2.3).  X(name, value, bits per element). */
+#define LLM_DATA_TYPE_MAP(X)                                                                       \
+    X(LLM_DT_FLOAT, 0, 32)                                                                         \
+    X(LLM_DT_FLOAT16, 1, 16)                                                                       \
+    X(LLM_DT_INT8, 2, 8)                                                                           \
+    X(LLM_DT_INT32, 3, 32)                                                                         \
+    X(LLM_DT_UINT8, 4, 8)                                                                          \
+    X(LLM_DT_INT16, 6, 16)                                                                         \
+    X(LLM_DT_UINT16, 7, 16)                                                                        \
+    X(LLM_DT_UINT32, 8, 32)                                                                        \
+    X(LLM_DT_INT64, 9, 64)                                                                         \
+    X(LLM_DT_UINT64, 10, 64)                                                                       \
+    X(LLM_DT_DOUBLE, 11, 64)                                                                       \
+    X(LLM_DT_BOOL, 12, 8)                                                                          \
+    X(LLM_DT_STRING, 13, 128)                                                                      \
+    X(LLM_DT_DUAL_SUB_INT8, 14, 8)                                                                 \
+    X(LLM_DT_DUAL_SUB_UINT8, 15, 8)                                                                \
+    X(LLM_DT_COMPLEX64, 16, 64)                                                                    \
+    X(LLM_DT_COMPLEX128, 17, 128)                                                                  \
+    X(LLM_DT_QINT8, 18, 8)                                                                         \
+    X(LLM_DT_QINT16, 19, 16)                                                                       \
+    X(LLM_DT_QINT32, 20, 32)                                                                       \
+    X(LLM_DT_QUINT8, 21, 8)                                                                        \
+    X(LLM_DT_QUINT16, 22, 16)                                                                      \
+    X(LLM_DT_RESOURCE, 23, 64)                                                                     \
+    X(LLM_DT_STRING_REF, 24, 128)                                                                  \
+    X(LLM_DT_DUAL, 25, 40)                                                                         \
+    X(LLM_DT_VARIANT, 26, 64)                                                                      \
+    X(LLM_DT_BF16, 27, 16)                                                                         \
+    X(LLM_DT_UNDEFINED, 28, 0)                                                                     \
+    X(LLM_DT_INT4, 29, 4)                                                                          \
+    X(LLM_DT_UINT1, 30, 1)                                                                         \
+    X(LLM_DT_INT2, 31, 2)                                                                          \
+    X(LLM_DT_UINT2, 32, 2)                                                                         \
+    X(LLM_DT_COMPLEX32, 33, 32)                                                                    \
+    X(LLM_DT_HIFLOAT8, 34, 8)                                                                      \
+    X(LLM_DT_FLOAT8_E5M2, 35, 8)                                                                   \
+    X(LLM_DT_FLOAT8_E4M3FN, 36, 8)                                                                 \
+    X(LLM_DT_FLOAT8_E8M0, 37, 8)                                                                   \
+    X(LLM_DT_FLOAT6_E3M2, 38, 6)                                                                   \
+    X(LLM_DT_FLOAT6_E2M3, 39, 6)                                                                   \
+    X(LLM_DT_FLOAT4_E2M1, 40, 4)                                                                   \
+    X(LLM_DT_FLOAT4_E1M2, 41, 4)
+
+typedef enum llm_data_type {
+#define LLM_DATA_TYPE_ENUM_(name, value, bits) name = value,
+    LLM_DATA_TYPE_MAP(LLM_DATA_TYPE_ENUM_)
+#undef LLM_DATA_TYPE_ENUM_
+} llm_data_type;
+
+/* Bits per element, 0 for a type without a size or an unknown number. */
+LLM_API uint32_t llm_data_type_bits(int32_t data_type);
+
+/* What a cache looks like. */
+typedef struct llm_cache_desc {
+    size_t struct_size;
+    uint32_t placement;   /* llm_placement; LLM_PLACEMENT_DEVICE to allocate */
+    uint32_t num_tensors; /* 1 or more to allocate */
+    int32_t data_type;    /* llm_data_type with a size */
+    const int64_t *shape; /* num_dims numbers, each > 0; shape[0] = batch slots or blocks */
+    size_t num_dims;      /* 1..31 to allocate; 0 (one element) is allowed in copies */
+} llm_cache_desc;
+
+/* A cache as the caller sees it. */
+typedef struct llm_cache {
+    size_t struct_size;
+    int64_t cache_id;           /* 1 or more */
+    const llm_cache_desc *desc; /* the caller's */
+    /* num_tensors * D addresses on D devices: all tensors of the first device, then those of the
+     * second, ...: tensor t of device d is entry d * num_tensors + t.  The array is the caller's,
+     * the memory behind it is the library's. */
+    uintptr_t *tensor_addrs;
+    size_t num_tensor_addrs;
+} llm_cache;
+
+/* Allocates a cache from every device's pool (§7.1).
+ *
+ * cache: on entry `tensor_addrs` points to room for `num_tensor_addrs` >= num_tensors * D addresses.
+ * On success cache_id is a new id, tensor_addrs is filled, num_tensor_addrs = num_tensors * D and
+ * desc = the argument; on failure nothing is written.  Each tensor is aligned to 512 bytes; its
+ * contents are unspecified.  Every data type that has a size is accepted.
+ * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_PARAM_INVALID; LLM_DEVICE_OUT_OF_MEMORY. */
+LLM_API llm_status llm_allocate_cache(llm_datadist *dd, const llm_cache_desc *desc,
+                                      llm_cache *cache);
+
+/* Frees a cache (§7.2).  Transfers that run on it keep its memory until they end; new ones get
+ * LLM_KV_CACHE_NOT_EXIST, here and at the peers.
+ * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_KV_CACHE_NOT_EXIST. */
+LLM_API llm_status llm_deallocate_cache(llm_datadist *dd, int64_t cache_id);
+
+/* ============================================================================================
+ * 5. Links (§6)
+ * ============================================================================================ */
+
+typedef struct llm_ip_info {
+    const char *ip; /* strict dotted quad */
+    uint16_t port;
+} llm_ip_info;
+
+typedef struct llm_cluster_info {
+    size_t struct_size;
+    uint64_t remote_cluster_id;
+    int32_t remote_role_type;           /* 0 prompt, 1 decoder; only logged */
+    const llm_ip_info *local_ip_infos;  /* source address per device; port 0 = any */
+    size_t num_local_ip_infos;          /* = device count */
+    const llm_ip_info *remote_ip_infos; /* the prompt's listener per device */
+    size_t num_remote_ip_infos;         /* = device count */
+} llm_cluster_info;
+
+/* Links a Decoder to 1..16 prompts (§6.1).
+ *
+ * rets: room for num_clusters results, or NULL.  ret_num_rets: how many were written, or NULL; it is
+ * left untouched when the timeout, an address or the role is wrong, 0 when the call fails before
+ * any attempt, else num_clusters.
+ * timeout_ms: > 0, one budget for the whole call.
+ * A cluster that fails is rolled back; the others stay linked.  After success both ends can use the
+ * link at once.  A broken link to the same cluster is replaced.
+ * Returns LLM_SUCCESS (all linked); LLM_FAILED (not initialized); LLM_PARAM_INVALID;
+ * LLM_PROCESSING_LINK; LLM_CLUSTER_NUM_EXCEED_LIMIT; LLM_LINK_FAILED (see rets: LLM_LINK_FAILED,
+ * LLM_WAIT_PROC_TIMEOUT); or, if nothing was rolled back, the first failing entry of rets
+ * (LLM_ALREADY_LINK, LLM_REPEAT_REQUEST). */
+LLM_API llm_status llm_link_clusters(llm_datadist *dd, const llm_cluster_info *clusters,
+                                     size_t num_clusters, llm_status *rets, size_t *ret_num_rets,
+                                     int32_t timeout_ms);
+
+/* Removes links (§6.2).  Decoder or Prompt.
+ *
+ * rets, ret_num_rets, timeout_ms: as above.  force = 0 on a Decoder tells the peer, so that both ends
+ * are removed; otherwise only the local end goes.
+ * rets: LLM_SUCCESS; LLM_NOT_YET_LINK (counts as success); LLM_REPEAT_REQUEST; LLM_PARAM_INVALID (the
+ * addresses are not the link's; link kept); LLM_LINK_BUSY (a transfer runs; link kept);
+ * LLM_NOTIFY_PROMPT_UNLINK_FAILED and LLM_WAIT_PROC_TIMEOUT (the link is gone here).
+ * Returns LLM_SUCCESS; LLM_FAILED; LLM_PARAM_INVALID; LLM_PROCESSING_LINK;
+ * LLM_CLUSTER_NUM_EXCEED_LIMIT; LLM_UNLINK_FAILED (see rets). */
+LLM_API llm_status llm_unlink_clusters(llm_datadist *dd, const llm_cluster_info *clusters,
+                                       size_t num_clusters, llm_status *rets, size_t *ret_num_rets,
+                                       int32_t timeout_ms, int force);
+
+/* ============================================================================================
+ * 6. Transfers (§8)
+ *
+ * The local side is named by cache_id alone, the remote side by an llm_cache_index.  Calls on one
+ * link may run side by side.  A transfer has no effect beyond the slots it names; after an error
+ * their contents are undefined.
+ * ============================================================================================ */
+
+typedef struct llm_cache_index {
+    size_t struct_size;
+    uint64_t cluster_id;  /* the peer */
+    int64_t cache_id;     /* the peer's cache */
+    uint32_t batch_index; /* the peer's slot; 0 for the Blocks calls */
+} llm_cache_index;
+
+/* Which layers.  Start from LLM_KV_CACHE_EXT_PARAM_INIT; NULL means the same.
+ * Ranges are inclusive; {-1, -1} means all layers.  Source and destination ranges have the same
+ * length; tensor_num_per_layer (1..255) must divide the number of tensors when ranges are given. */
+typedef struct llm_kv_cache_ext_param {
+    size_t struct_size;
+    int32_t src_layer_range[2];
+    int32_t dst_layer_range[2];
+    uint32_t tensor_num_per_layer;
+} llm_kv_cache_ext_param;
+
+#define LLM_KV_CACHE_EXT_PARAM_INIT                                                                \
+    {                                                                                              \
+        sizeof(llm_kv_cache_ext_param), {-1, -1}, {-1, -1}, 2                                      \
+    }
+
+/* Copies a batch slot of a prompt's cache to a slot of a local cache, tensor by tensor (§8.2).
+ * Decoder only.
+ *
+ * src: the prompt's cache and slot.  dst: only cache_id is read.  dst_batch_index: the local slot.
+ * size: bytes per tensor, > 0, or -1 for the local stride.
+ * Returns, in this order of checks: LLM_FAILED (not initialized); LLM_PARAM_INVALID (size, ranges,
+ * role); LLM_KV_CACHE_NOT_EXIST (local cache); LLM_PARAM_INVALID (slot, layers, size beyond the
+ * stride); LLM_NOT_YET_LINK; LLM_LINK_BUSY (being unlinked); LLM_KV_CACHE_NOT_EXIST (remote cache or
+ * slot); LLM_PARAM_INVALID (size beyond the remote stride, remote layers); LLM_WAIT_PROC_TIMEOUT;
+ * LLM_FAILED (the peer is gone). */
+LLM_API llm_status llm_pull_kv_cache(llm_datadist *dd, const llm_cache_index *src,
+                                     const llm_cache *dst, uint32_t dst_batch_index, int64_t size,
+                                     const llm_kv_cache_ext_param *param);
+
+/* Copies block src_blocks[i] of a prompt's cache to block dst_blocks[i] of a local cache, for every
+ * selected tensor (§8.3).  Decoder only.  Both strides must be equal.  src->batch_index must be 0.
+ * Returns, in this order: LLM_FAILED; LLM_PARAM_INVALID (batch_index, ranges, role, empty or unequal
+ * lists); LLM_KV_CACHE_NOT_EXIST (local cache); LLM_PARAM_INVALID (dst_blocks, layers);
+ * LLM_NOT_YET_LINK; LLM_LINK_BUSY; LLM_KV_CACHE_NOT_EXIST (remote cache); LLM_PARAM_INVALID (stride,
+ * src_blocks, remote layers); LLM_WAIT_PROC_TIMEOUT; LLM_FAILED (the peer is gone). */
+LLM_API llm_status llm_pull_kv_blocks(llm_datadist *dd, const llm_cache_index *src,
+                                      const llm_cache *dst, const uint64_t *src_blocks,
+                                      size_t num_src_blocks, const uint64_t *dst_blocks,
+                                      size_t num_dst_blocks, const llm_kv_cache_ext_param *param);
+
+/* Copies a local batch slot to a slot of a linked decoder's cache, tensor by tensor (§8.4).  Prompt
+ * with one device only.
+ *
+ * src: cache_id, and from desc (NULL: the allocated one's) placement and num_tensors are read.
+ * size: must be -1, the local stride, which must not exceed the remote one.
+ * Returns, in this order: LLM_FAILED; LLM_PARAM_INVALID (placement, size, ranges);
+ * LLM_FEATURE_NOT_ENABLED (several devices); LLM_PARAM_INVALID (role); LLM_KV_CACHE_NOT_EXIST (local
+ * cache); LLM_PARAM_INVALID (slot, layers); LLM_NOT_YET_LINK; LLM_LINK_BUSY; LLM_KV_CACHE_NOT_EXIST
+ * (remote cache or slot); LLM_PARAM_INVALID (remote stride or layers); LLM_WAIT_PROC_TIMEOUT;
+ * LLM_FAILED (the peer is gone). */
+LLM_API llm_status llm_push_kv_cache(llm_datadist *dd, const llm_cache *src,
+                                     const llm_cache_index *dst, uint32_t src_batch_index,
+                                     int64_t size, const llm_kv_cache_ext_param *param);
+
+/* Copies local block src_blocks[i] to block dst_blocks[i] of a linked decoder's cache (§8.5).  Prompt
+ * with one device only.  Both strides must be equal; every index is checked before a byte moves.
+ * Returns as llm_push_kv_cache, and LLM_PARAM_INVALID for lists that are empty, unequal, or name a
+ * block that doesn't exist. */
+LLM_API llm_status llm_push_kv_blocks(llm_datadist *dd, const llm_cache *src,
+                                      const llm_cache_index *dst, const uint64_t *src_blocks,
+                                      size_t num_src_blocks, const uint64_t *dst_blocks,
+                                      size_t num_dst_blocks, const llm_kv_cache_ext_param *param);
+
+/* ============================================================================================
+ * 7. Local copies (§9)
+ *
+ * They work on the addresses in the llm_cache structs alone, which may be made by hand, for host
+ * memory for instance.  No role, no link, no time limit.  All indices are checked before the first
+ * byte moves.
+ * ============================================================================================ */
+
+/* dst[dst slot][offset...] = src[src slot][offset...] for every tensor (§9.3).
+ * device to device and device to host.  size: > 0, or -1 for the rest of the source slot.
+ * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_PARAM_INVALID. */
+LLM_API llm_status llm_copy_kv_cache(llm_datadist *dd, const llm_cache *src, const llm_cache *dst,
+                                     uint32_t src_batch_index, uint32_t dst_batch_index,
+                                     uint64_t offset, int64_t size);
+
+/* Block src_blocks[k] to dst_blocks_list[j][k], for all j and k (§9.4).  Every placement but host to
+ * host.  num_dst_blocks[j] is the length of list j and must equal num_src_blocks.
+ * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_PARAM_INVALID. */
+LLM_API llm_status llm_copy_kv_blocks(llm_datadist *dd, const llm_cache *src, const llm_cache *dst,
+                                      const uint64_t *src_blocks, size_t num_src_blocks,
+                                      const uint64_t *const *dst_blocks_list,
+                                      const size_t *num_dst_blocks, size_t num_dst_lists);
+
+/* ============================================================================================
+ * 8. Looking inside
+ * ============================================================================================ */
+
+typedef enum llm_link_state {
+    LLM_LINK_READY = 1, /* transfers work */
+    LLM_LINK_BROKEN = 2 /* the peer is dead, silent or misbehaved: unlink, then link again */
+} llm_link_state;
+
+typedef struct llm_link_info {
+    size_t struct_size;
+    uint64_t cluster_id;
+    uint32_t state;       /* llm_link_state */
+    uint32_t num_devices; /* connections, one per device */
+    char transport[16];   /* "local", "shm" or "tcp" */
+    char reason[232];     /* why the transports before it were passed over, or why it broke */
+} llm_link_info;
+
+/* What is known about the link to a cluster.
+ * info: set struct_size before the call.
+ * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_NOT_YET_LINK; LLM_PARAM_INVALID. */
+LLM_API llm_status llm_get_link_info(llm_datadist *dd, uint64_t cluster_id, llm_link_info *info);
+
+/* The ids of all linked clusters.
+ * cluster_ids: room for `room` ids, NULL if room is 0.  ret_num_links: how many links there are; if it
+ * is more than `room`, only so many were written.
+ * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_PARAM_INVALID. */
+LLM_API llm_status llm_list_links(llm_datadist *dd, uint64_t *cluster_ids, size_t room,
+                                  size_t *ret_num_links);
+
+/* The port at which device number device_index (0 = first of LLM_OPTION_DEVICE_ID) listens.
+ * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_PARAM_INVALID (no such device, or the
+ * instance doesn't listen). */
+LLM_API llm_status llm_get_listen_port(llm_datadist *dd, size_t device_index, uint16_t *ret_port);
+
+/* The explanation of this thread's last failed call, the same text as in the log; "" if none failed.
+ * Writes at most `size` bytes with the closing zero; returns the length of the whole text. */
+LLM_API size_t llm_last_error(char *buf, size_t size);
+
+typedef enum llm_log_level {
+    LLM_LOG_OFF = 0,
+    LLM_LOG_ERROR = 1, /* an operation failed */
+    LLM_LOG_WARN = 2,  /* degraded, still running */
+    LLM_LOG_INFO = 3,  /* links and caches come and go */
+    LLM_LOG_DEBUG = 4  /* per transfer */
+} llm_log_level;
+
+/* Receives one line without a newline.  Called on any thread, several at once; must not call the
+ * library. */
+typedef void (*llm_log_sink)(void *arg, llm_log_level level, const char *line);
+
+/* Sends the log of this process to `sink`; NULL restores standard error. */
+LLM_API void llm_set_log_sink(llm_log_sink sink, void *arg);
+
+/* Sets the level for this process; what LLM_DATADIST_LOG_LEVEL says wins. */
+LLM_API void llm_set_log_level(llm_log_level level);
+
+#define LLM_VERSION_MAJOR 0
+#define LLM_VERSION_MINOR 1
+#define LLM_VERSION_PATCH 0
+
+/* The library's version, "0.1.0". */
+LLM_API const char *llm_version(void);
+
+/* How the library was built and what it found, as lines of "name: value", for bug reports.
+ * Writes at most `size` bytes with the closing zero; returns the length of the whole text. */
+LLM_API size_t llm_describe(char *buf, size_t size);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,26 @@
+// One line per event, to a sink.  Nothing on the data path below debug.
+//
+// Levels: error = an operation failed; warn = degraded, still running; info = links and caches come
+// and go; debug = per transfer.
+#ifndef LLI_LOG_H
+#define LLI_LOG_H
+
+#include "base/base.h"
+
+bool lli_log_enabled(llm_log_level level);
+
+// `room` is the speaker: "options", "link", "tcp", ...
+void lli_log(llm_log_level level, const char *room, const char *format, ...) LLI_PRINTF(3, 4);
+
+// Explains a failure once: logs one line at error level, keeps it for llm_last_error, and returns
+// `status`.  Called by the function that detects the fault; those above only pass the status on.
+llm_status lli_fail(llm_status status, const char *room, const char *format, ...)
+    LLI_PRINTF(3, 4);
+
+// Same, without the log line: keeps the text of an error that another thread has logged.
+void lli_set_last_error(const char *text);
+
+// Parses "error", "warn", ...; false if it is none of them.
+bool lli_log_level_parse(const char *text, llm_log_level *ret_level);
+
+#endif

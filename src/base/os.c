@@ -1,0 +1,292 @@
+#include "base/os.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/sysinfo.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef F_SEAL_FUTURE_WRITE
+#define F_SEAL_FUTURE_WRITE 0x0010
+#endif
+
+uint64_t
+lli_now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+uint64_t
+lli_deadline_after_ms(uint64_t ms)
+{
+    uint64_t ns;
+    uint64_t deadline;
+    if (lli_mul_overflow(ms, 1000000, &ns) || lli_add_overflow(lli_now_ns(), ns, &deadline))
+        return UINT64_MAX;
+    return deadline;
+}
+
+int
+lli_ms_until(uint64_t deadline_ns)
+{
+    uint64_t now = lli_now_ns();
+    if (deadline_ns <= now)
+        return 0;
+    return (int)lli_min((deadline_ns - now + 999999) / 1000000, INT_MAX);
+}
+
+void
+lli_cond_init(pthread_cond_t *cond)
+{
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(cond, &attr);
+    pthread_condattr_destroy(&attr);
+}
+
+bool
+lli_cond_wait_until(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t deadline_ns)
+{
+    if (deadline_ns == UINT64_MAX) {
+        pthread_cond_wait(cond, lock);
+        return true;
+    }
+    struct timespec when = {
+        .tv_sec = (time_t)(deadline_ns / 1000000000u),
+        .tv_nsec = (long)(deadline_ns % 1000000000u),
+    };
+    return pthread_cond_timedwait(cond, lock, &when) != ETIMEDOUT;
+}
+
+uint64_t
+lli_random_u64(void)
+{
+    uint64_t value = 0;
+    while (getrandom(&value, sizeof(value), 0) != (ssize_t)sizeof(value)) {
+    }
+    return value;
+}
+
+static int
+hex_digit(char c)
+{
+    if (c >= '0' && c <= '9')
+        return c - '0';
+    if (c >= 'a' && c <= 'f')
+        return c - 'a' + 10;
+    return -1;
+}
+
+bool
+lli_boot_id(uint8_t ret_id[16])
+{
+    char text[64];
+    int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    ssize_t length = read(fd, text, sizeof(text));
+    close(fd);
+
+    size_t num_digits = 0;
+    memset(ret_id, 0, 16);
+    for (ssize_t i = 0; i < length && num_digits < 32; i++) {
+        int digit = hex_digit(text[i]);
+        if (digit < 0)
+            continue;
+        ret_id[num_digits / 2] = (uint8_t)(ret_id[num_digits / 2] << 4 | digit);
+        num_digits++;
+    }
+    return num_digits == 32;
+}
+
+int
+lli_thread_start(pthread_t *thread, const char *name, void *(*main)(void *), void *arg)
+{
+    sigset_t all;
+    sigset_t old;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    int error = pthread_create(thread, NULL, main, arg);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (error == 0)
+        pthread_setname_np(*thread, name);
+    return error;
+}
+
+uint64_t
+lli_physical_memory_bytes(void)
+{
+    struct sysinfo info;
+    if (sysinfo(&info) != 0)
+        return UINT64_C(1) << 32;
+    return (uint64_t)info.totalram * info.mem_unit;
+}
+
+int
+lli_memory_file_create(const char *name, uint64_t bytes, void **ret_base)
+{
+    int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd < 0)
+        return -1;
+    if (bytes > INT64_MAX || ftruncate(fd, (off_t)bytes) != 0)
+        goto close_fd;
+    void *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+    if (base == MAP_FAILED)
+        goto close_fd;
+    // Our own mapping stays writable; from now on nobody can get another one.
+    if (fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL) !=
+        0) {
+        munmap(base, bytes);
+        goto close_fd;
+    }
+    *ret_base = base;
+    return fd;
+
+close_fd:;
+    int error = errno;
+    close(fd);
+    errno = error;
+    return -1;
+}
+
+const void *
+lli_memory_file_map(int fd, uint64_t bytes)
+{
+    struct stat info;
+    int seals = fcntl(fd, F_GET_SEALS);
+    if (seals < 0 || fstat(fd, &info) != 0)
+        return NULL;
+    // Without the seal the owner could shrink the file and kill us with SIGBUS.
+    if ((seals & F_SEAL_SHRINK) == 0 || info.st_size < 0 || (uint64_t)info.st_size != bytes) {
+        errno = EPROTO;
+        return NULL;
+    }
+    void *base = mmap(NULL, bytes, PROT_READ, MAP_SHARED | MAP_NORESERVE, fd, 0);
+    return base == MAP_FAILED ? NULL : base;
+}
+
+int
+lli_tcp_listen(struct in_addr address, uint16_t port, uint16_t *ret_port)
+{
+    struct sockaddr_in name = {
+        .sin_family = AF_INET,
+        .sin_port = htons(port),
+        .sin_addr = address,
+    };
+    socklen_t name_bytes = sizeof(name);
+    int one = 1;
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0)
+        return -1;
+    // A restarted prompt gets its port back although old connections linger in TIME_WAIT.
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+    if (bind(fd, (struct sockaddr *)&name, sizeof(name)) != 0 || listen(fd, 1024) != 0 ||
+        getsockname(fd, (struct sockaddr *)&name, &name_bytes) != 0) {
+        int error = errno;
+        close(fd);
+        errno = error;
+        return -1;
+    }
+    *ret_port = ntohs(name.sin_port);
+    return fd;
+}
+
+void
+lli_tcp_tune(int fd)
+{
+    int one = 1;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    // bbr paces; on fast local networks it reaches half of what cubic does.
+    setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "cubic", 5);
+}
+
+int
+lli_tcp_connect_start(const struct sockaddr_in *local, const struct sockaddr_in *remote)
+{
+    int one = 1;
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0)
+        return -1;
+    lli_tcp_tune(fd);
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+    if (local->sin_port == 0)
+        setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof(one));
+    if (bind(fd, (const struct sockaddr *)local, sizeof(*local)) != 0 ||
+        (connect(fd, (const struct sockaddr *)remote, sizeof(*remote)) != 0 &&
+         errno != EINPROGRESS)) {
+        int error = errno;
+        close(fd);
+        errno = error;
+        return -1;
+    }
+    return fd;
+}
+
+static socklen_t
+abstract_name(struct sockaddr_un *address, const char *name)
+{
+    memset(address, 0, sizeof(*address));
+    address->sun_family = AF_UNIX;
+    size_t length = lli_min(strlen(name), sizeof(address->sun_path) - 1);
+    memcpy(address->sun_path + 1, name, length);
+    return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + length);
+}
+
+int
+lli_unix_listen(char *ret_name, size_t name_size)
+{
+    struct sockaddr_un address;
+    snprintf(ret_name, name_size, "llm-datadist-%016llx", (unsigned long long)lli_random_u64());
+    socklen_t bytes = abstract_name(&address, ret_name);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0)
+        return -1;
+    if (bind(fd, (struct sockaddr *)&address, bytes) != 0 || listen(fd, 1024) != 0) {
+        int error = errno;
+        close(fd);
+        errno = error;
+        return -1;
+    }
+    return fd;
+}
+
+int
+lli_unix_connect(const char *name)
+{
+    struct sockaddr_un address;
+    socklen_t bytes = abstract_name(&address, name);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0)
+        return -1;
+    if (connect(fd, (struct sockaddr *)&address, bytes) != 0) {
+        int error = errno;
+        close(fd);
+        errno = error;
+        return -1;
+    }
+    return fd;
+}
+
+int
+lli_accept(int listen_fd, struct sockaddr_in *ret_peer)
+{
+    struct sockaddr_storage peer;
+    socklen_t bytes = sizeof(peer);
+    int fd = accept4(listen_fd, (struct sockaddr *)&peer, &bytes, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (fd >= 0 && ret_peer != NULL && peer.ss_family == AF_INET)
+        memcpy(ret_peer, &peer, sizeof(*ret_peer));
+    return fd;
+}

@@ -1,0 +1,53 @@
+// The operating system's seam: clock, waiting, memory files, random numbers, sockets.
+#ifndef LLI_OS_H
+#define LLI_OS_H
+
+#include <netinet/in.h>
+#include <pthread.h>
+
+#include "base/base.h"
+
+// Monotonic nanoseconds.  The one clock of the library.
+uint64_t lli_now_ns(void);
+
+#define LLI_MS_TO_NS(ms) ((uint64_t)(ms)*1000000u)
+
+// now + ms, or the end of time when ms is UINT64_MAX.
+uint64_t lli_deadline_after_ms(uint64_t ms);
+
+// Milliseconds left until the deadline, rounded up, at most INT_MAX: what poll() takes.
+int lli_ms_until(uint64_t deadline_ns);
+
+// A condition variable on the library's clock.
+void lli_cond_init(pthread_cond_t *cond);
+// False when the deadline has passed.  May wake early.
+bool lli_cond_wait_until(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t deadline_ns);
+
+uint64_t lli_random_u64(void);
+
+// 16 bytes that all processes of this boot of this machine agree on; false if unknown.
+bool lli_boot_id(uint8_t ret_id[16]);
+
+// Starts a thread with all signals blocked and a name of at most 15 letters.
+int lli_thread_start(pthread_t *thread, const char *name, void *(*main)(void *), void *arg);
+
+uint64_t lli_physical_memory_bytes(void);
+
+// A memory file of fixed size, mapped writable here.  Others can only read it: writing, mapping it
+// writable, shrinking and growing are sealed off.  -1 and errno on failure.
+int lli_memory_file_create(const char *name, uint64_t bytes, void **ret_base);
+
+// Maps somebody's memory file read-only, after checking that its size is `bytes` and can't shrink.
+// NULL and errno on failure.
+const void *lli_memory_file_map(int fd, uint64_t bytes);
+
+// Sockets: all close-on-exec and non-blocking.  -1 and errno on failure.
+int lli_tcp_listen(struct in_addr address, uint16_t port, uint16_t *ret_port);
+int lli_tcp_connect_start(const struct sockaddr_in *local, const struct sockaddr_in *remote);
+void lli_tcp_tune(int fd);
+// An abstract Unix socket with a random name.
+int lli_unix_listen(char *ret_name, size_t name_size);
+int lli_unix_connect(const char *name);
+int lli_accept(int listen_fd, struct sockaddr_in *ret_peer);
+
+#endif

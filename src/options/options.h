@@ -1,0 +1,77 @@
+// Option strings -> a checked struct (§4).
+#ifndef LLI_OPTIONS_H
+#define LLI_OPTIONS_H
+
+#include <netinet/in.h>
+
+#include "base/base.h"
+
+enum lli_transport_kind {
+    LLI_TRANSPORT_LOCAL = 0,
+    LLI_TRANSPORT_SHM = 1,
+    LLI_TRANSPORT_TCP = 2,
+    LLI_NUM_TRANSPORTS = 3
+};
+
+// "local", "shm", "tcp".
+const char *lli_transport_name(enum lli_transport_kind kind);
+
+struct lli_listen_address {
+    struct in_addr ip;
+    char ip_text[INET_ADDRSTRLEN];
+    uint16_t port;
+};
+
+// One size class of the device memory pool (§4.6).
+struct lli_pool_tier {
+    uint64_t total_bytes;      // taken from the pool at a time
+    uint64_t block_bytes;      // allocation granule, a power of two
+    uint64_t buffer_bytes_max; // largest allocation that the tier serves
+};
+
+struct lli_options {
+    int32_t *device_ids; // num_devices
+    size_t num_devices;
+    struct lli_listen_address *listen; // num_devices for a Prompt, else none
+    size_t num_listen;
+    uint32_t sync_wait_ms;
+    bool enable_set_role;
+    bool has_local_comm_res; // given and not empty
+    uint64_t pool_bytes;     // 0: not given
+    struct lli_pool_tier *tiers;
+    size_t num_tiers;
+    struct json_t *pool_json; // between the two halves of reading llm.BufPoolCfg
+    enum lli_transport_kind transports[LLI_NUM_TRANSPORTS]; // in order of preference
+    size_t num_transports;
+    uint32_t liveness_ms;
+    uint32_t tcp_connections;
+};
+
+// Checks 3, 4, 6, 7 and 8 of §5.3, in that order, then the options of our own.  LLM_PARAM_INVALID
+// with one log line that names option, value and expectation; *ret_options is then empty.
+llm_status lli_options_parse(const llm_option *options, size_t num_options, llm_role role,
+                             struct lli_options *ret_options);
+
+// Check 10: the tiers of llm.BufPoolCfg, looked at once devices are open.
+llm_status lli_options_parse_tiers(struct lli_options *options);
+
+// Harmless on an empty struct.
+void lli_options_fini(struct lli_options *options);
+
+// The address of llm_set_role (§5.5, checks 3 and 6): *ret_given tells whether the option was there.
+llm_status lli_options_parse_set_role(const llm_option *options, size_t num_options,
+                                      bool *ret_given, struct lli_listen_address *ret_address);
+
+// Strict dotted quad (§4.3).
+bool lli_parse_ipv4(const char *text, struct in_addr *ret_ip);
+
+// A row of the table of options, for `llm-datadist info` and for people.
+struct lli_option_row {
+    const char *key;
+    const char *value_default; // as text; "" = none
+    const char *help;          // grammar and meaning in one line
+};
+
+const struct lli_option_row *lli_option_table(size_t *ret_num_rows);
+
+#endif
