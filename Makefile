@@ -1,0 +1,66 @@
+# The door.  CMake and its presets do the work; this file remembers the commands.
+#
+# Every target installs the Debian packages it lacks first (scripts/setup; quick when none is
+# missing), so that `make test` and `make demo` work on a bare machine.
+
+PRESET ?= dev
+PREFIX ?= /usr/local
+
+.PHONY: build help setup test demo bench asan tsan format check-format tidy deb install clean
+
+build: setup
+	@cmake --preset $(PRESET) --log-level=WARNING
+	@cmake --build --preset $(PRESET)
+
+help:
+	@echo 'make              build into build/dev (PRESET=release, asan, tsan: into build/PRESET)'
+	@echo 'make test         build and run all tests; the last line counts them'
+	@echo 'make demo         a prompt process hands its KV cache to a decoder process'
+	@echo 'make bench        measure transfers'
+	@echo 'make asan, tsan   the tests under the address+undefined and the thread sanitizer'
+	@echo 'make format       format the sources; make check-format only looks'
+	@echo 'make tidy         clang-tidy over the sources'
+	@echo 'make deb          Debian packages, in build/deb'
+	@echo 'make install      install the release build below PREFIX=$(PREFIX) (and DESTDIR)'
+	@echo 'make setup        install the Debian packages that the build needs'
+	@echo 'make clean        remove build/'
+
+setup:
+	@scripts/setup
+
+test: build
+	@scripts/run-tests $(PRESET)
+
+asan tsan:
+	@$(MAKE) --no-print-directory test PRESET=$@
+
+demo:
+	@$(MAKE) --no-print-directory build PRESET=release
+	@build/release/bin/llm-datadist demo
+
+bench:
+	@$(MAKE) --no-print-directory build PRESET=release
+	@build/release/bin/llm-datadist bench
+
+format:
+	@scripts/setup check
+	@scripts/format
+
+check-format:
+	@scripts/setup check
+	@scripts/format --check
+
+tidy: build
+	@scripts/setup check
+	@git ls-files 'src/*.c' 'tools/*.c' 'examples/*.c' | xargs -n 4 -P 2 clang-tidy -quiet -p build/$(PRESET)
+
+deb:
+	@scripts/setup build deb
+	@scripts/make-deb
+
+install:
+	@$(MAKE) --no-print-directory build PRESET=release
+	@DESTDIR='$(DESTDIR)' cmake --install build/release --prefix '$(PREFIX)'
+
+clean:
+	rm -rf build
