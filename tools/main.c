@@ -28,13 +28,14 @@ print_help(FILE *out)
                  "\n");
     for (size_t i = 0; i < NUM_SUBCOMMANDS; i++)
         fprintf(out, "    %-10s%s\n", subcommands[i].name, subcommands[i].help);
-    fprintf(out, "\n"
-                 "llm-datadist SUBCOMMAND --help explains one of them; --version tells the version.\n"
-                 "Begin with:\n"
-                 "\n"
-                 "    llm-datadist demo\n"
-                 "\n"
-                 "LLM_DATADIST_LOG_LEVEL=info in the environment shows how links come about.\n");
+    fprintf(out,
+            "\n"
+            "llm-datadist SUBCOMMAND --help explains one of them; --version tells the version.\n"
+            "Begin with:\n"
+            "\n"
+            "    llm-datadist demo\n"
+            "\n"
+            "LLM_DATADIST_LOG_LEVEL=info in the environment shows how links come about.\n");
 }
 
 static size_t
