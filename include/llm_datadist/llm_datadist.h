@@ -121,7 +121,8 @@ constexpr char OPTION_TCP_CONNECTIONS[] = "llm.TcpConnections";
 constexpr char OPTION_LOG_LEVEL[] = "llm.LogLevel";
 
 /* ============================================================================================
- * 3. Types (§2).  Sizes and offsets are ABI; reserved bytes are neither read nor written.
+ * 3. Types (§2).  Sizes and offsets are ABI.  Reserved bytes are never read; they begin as zero only
+ * so that a compiler doesn't take a copied struct for an uninitialized one.
  * ============================================================================================ */
 
 using AscendString = ge::AscendString;
@@ -182,7 +183,7 @@ enum class CachePlacement : uint32_t { kHost = 0U, kDevice = 1U };
 struct IpInfo {
     AscendString ip; /* "192.0.2.7" */
     uint16_t port = 0U;
-    uint8_t reserved[128];
+    uint8_t reserved[128] = {0};
 };
 
 /* A peer, as Link and Unlink name it. */
@@ -191,7 +192,7 @@ struct ClusterInfo {
     int32_t remote_role_type = 0;        /* 0 prompt, 1 decoder; only logged */
     std::vector<IpInfo> local_ip_infos;  /* source address per device; port 0 = any */
     std::vector<IpInfo> remote_ip_infos; /* the peer's listener per device */
-    uint8_t reserved[128];
+    uint8_t reserved[128] = {0};
 };
 
 /* The remote side of a transfer.  An aggregate without defaults: write CacheIndex{cluster, cache}
@@ -210,7 +211,7 @@ struct CacheDesc {
     uint32_t num_tensors = 0U;
     DataType data_type = DT_UNDEFINED;
     std::vector<int64_t> shape;
-    uint8_t reserved[128];
+    uint8_t reserved[128] = {0};
 };
 
 /* A cache and where its tensors are: tensor t of device number d is tensor_addrs[d * num_tensors +
@@ -219,7 +220,7 @@ struct Cache {
     int64_t cache_id = -1;
     std::vector<uintptr_t> tensor_addrs;
     CacheDesc cache_desc;
-    uint8_t reserved[128];
+    uint8_t reserved[128] = {0};
 };
 
 /* Which layers a transfer moves: inclusive ranges, {-1, -1} = all.  A layer is tensor_num_per_layer
@@ -228,7 +229,7 @@ struct KvCacheExtParam {
     std::pair<int32_t, int32_t> src_layer_range = {-1, -1};
     std::pair<int32_t, int32_t> dst_layer_range = {-1, -1};
     uint8_t tensor_num_per_layer = 2U;
-    uint8_t reserved[127];
+    uint8_t reserved[127] = {0};
 };
 
 struct RegisterCfg {
