@@ -1,0 +1,48 @@
+#!/bin/sh
+# Installs a build into a fresh prefix, moves that elsewhere, and builds and runs programs against it
+# as a user would: by pkg-config and by find_package, in C (the program that the README prints) and
+# in C++.
+#
+#     install_test.sh BUILD_DIRECTORY
+set -eu
+
+build=$1
+here=$(cd "$(dirname "$0")" && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+cmake --install "$build" --prefix "$work/staged" >"$work/install.log"
+prefix=$work/prefix
+mv "$work/staged" "$prefix" # nothing may point to where it was installed first
+libdir=$(dirname "$(find "$prefix" -name libllm_datadist_c.so)")
+export PKG_CONFIG_PATH="$libdir/pkgconfig"
+export LD_LIBRARY_PATH="$libdir"
+
+cd "$work"
+python3 "$here/../readme_block.py" "$here/../../README.md" handover.c >handover.c
+cp "$here/CMakeLists.txt" "$here/link.cc" .
+
+echo "== pkg-config"
+warnings="-Wall -Wextra -Wpedantic -Werror"
+# shellcheck disable=SC2046,SC2086 # lists of words
+${CC:-cc} -std=c11 $warnings -o handover handover.c $(pkg-config --cflags --libs llm-datadist)
+./handover
+# shellcheck disable=SC2046,SC2086
+${CXX:-c++} -std=c++11 $warnings -o link link.cc $(pkg-config --cflags --libs llm-datadist-cxx)
+./link
+
+echo "== find_package"
+cmake -S . -B consumer -DCMAKE_PREFIX_PATH="$prefix" >consumer.log || {
+    cat consumer.log
+    exit 1
+}
+cmake --build consumer >>consumer.log || {
+    cat consumer.log
+    exit 1
+}
+consumer/handover
+consumer/link
+
+echo "== the command, found beside its library"
+unset LD_LIBRARY_PATH
+"$prefix/bin/llm-datadist" --version
