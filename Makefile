@@ -9,7 +9,8 @@ PREFIX ?= /usr/local
 .PHONY: build help setup test demo bench asan tsan format check-format tidy deb install clean
 
 build: setup
-	@cmake --preset $(PRESET) --log-level=WARNING
+	@mkdir -p build
+	@cmake --preset $(PRESET) --log-level=WARNING >build/configure.log || { cat build/configure.log; exit 1; }
 	@cmake --build --preset $(PRESET)
 
 help:
