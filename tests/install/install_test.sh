@@ -16,7 +16,6 @@ prefix=$work/prefix
 mv "$work/staged" "$prefix" # nothing may point to where it was installed first
 libdir=$(dirname "$(find "$prefix" -name libllm_datadist_c.so)")
 export PKG_CONFIG_PATH="$libdir/pkgconfig"
-export LD_LIBRARY_PATH="$libdir"
 
 cd "$work"
 python3 "$here/../readme_block.py" "$here/../../README.md" handover.c >handover.c
@@ -26,10 +25,10 @@ echo "== pkg-config"
 warnings="-Wall -Wextra -Wpedantic -Werror"
 # shellcheck disable=SC2046,SC2086 # lists of words
 ${CC:-cc} -std=c11 $warnings -o handover handover.c $(pkg-config --cflags --libs llm-datadist)
-./handover
+LD_LIBRARY_PATH=$libdir ./handover
 # shellcheck disable=SC2046,SC2086
 ${CXX:-c++} -std=c++11 $warnings -o link link.cc $(pkg-config --cflags --libs llm-datadist-cxx)
-./link
+LD_LIBRARY_PATH=$libdir ./link
 
 echo "== find_package"
 cmake -S . -B consumer -DCMAKE_PREFIX_PATH="$prefix" >consumer.log || {
@@ -43,6 +42,5 @@ cmake --build consumer >>consumer.log || {
 consumer/handover
 consumer/link
 
-echo "== the command, found beside its library"
-unset LD_LIBRARY_PATH
+echo "== the command, which finds its library"
 "$prefix/bin/llm-datadist" --version
