@@ -6,7 +6,7 @@
 PRESET ?= dev
 PREFIX ?= /usr/local
 
-.PHONY: build help setup test demo bench asan tsan format check-format tidy deb install clean
+.PHONY: build help setup test demo bench asan tsan format check-format tidy deb test-deb install clean
 
 build: setup
 	@mkdir -p build
@@ -22,6 +22,7 @@ help:
 	@echo 'make format       format the sources; make check-format only looks'
 	@echo 'make tidy         clang-tidy over the sources'
 	@echo 'make deb          Debian packages, in build/deb'
+	@echo 'make test-deb     install them in a clean Debian 12, made for the purpose, and try them'
 	@echo 'make install      install the release build below PREFIX=$(PREFIX) (and DESTDIR)'
 	@echo 'make setup        install the Debian packages that the build needs'
 	@echo 'make clean        remove build/'
@@ -58,6 +59,10 @@ tidy: build
 deb:
 	@scripts/setup build deb
 	@scripts/make-deb
+
+test-deb:
+	@scripts/setup build deb
+	@tests/deb/deb_test.sh
 
 install:
 	@$(MAKE) --no-print-directory build PRESET=release
