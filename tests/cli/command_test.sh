@@ -1,0 +1,45 @@
+#!/bin/sh
+# The command line of llm-datadist: help, version, misspelt subcommands, exit codes.
+#
+#     command_test.sh PROGRAM VERSION
+set -u
+
+program=$1
+version=$2
+failures=0
+
+# expect STATUS PATTERN ARGUMENT...: the exit status, and a pattern that the output contains.
+expect() {
+    status=$1 pattern=$2
+    shift 2
+    output=$("$program" "$@" 2>&1 </dev/null)
+    got=$?
+    if [ "$got" -ne "$status" ] || ! printf '%s\n' "$output" | grep -q -- "$pattern"; then
+        printf 'llm-datadist %s: exit status %d (expected %d), expected "%s" in:\n%s\n' \
+            "$*" "$got" "$status" "$pattern" "$output"
+        failures=$((failures + 1))
+    fi
+}
+
+expect 2 'usage: llm-datadist'
+expect 0 'usage: llm-datadist' --help
+expect 0 '^    demo ' help
+expect 0 "^llm-datadist $version\$" --version
+expect 2 "did you mean 'demo'" dmeo
+expect 2 "did you mean 'info'" inof
+expect 2 'llm-datadist --help lists them' transmogrify
+expect 2 'llm-datadist --help lists them' ''
+expect 2 'llm-datadist --help lists them' --unknown
+expect 0 'usage:' demo --help
+expect 0 'usage:' info --help
+expect 2 . demo --no-such-argument
+expect 2 . info --no-such-argument
+expect 0 "$version" info
+
+# Nothing on standard error when all is well.
+noise=$("$program" --help 2>&1 >/dev/null)
+if [ -n "$noise" ]; then
+    echo "--help writes to standard error: $noise"
+    failures=$((failures + 1))
+fi
+[ "$failures" -eq 0 ]

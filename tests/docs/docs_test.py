@@ -1,0 +1,103 @@
+#!/usr/bin/env python3
+"""What documents say about the code must hold.
+
+    docs_test.py SOURCE_DIRECTORY
+
+Links between files lead somewhere; README.md, both headers and the library know the same options;
+both headers the same statuses; the manual page explains every subcommand; a room includes only rooms
+below it; and there is one version.
+"""
+
+import glob
+import os
+import re
+import sys
+
+# From the bottom.  A room includes itself and what stands to its left; rooms in one pair of brackets
+# don't know each other.  ARCHITECTURE.md says why.
+ROOMS = [["base"], ["options", "device"], ["cache"], ["transport"], ["link"], ["transfer"], ["engine"],
+         ["api"]]
+
+problems = []
+
+
+def read(path):
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def check_links():
+    for path in glob.glob("*.md") + glob.glob("docs/**/*.md", recursive=True):
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", read(path)):
+            if "://" not in target and not os.path.exists(os.path.join(os.path.dirname(path), target)):
+                problems.append(f"{path} links to {target}, which doesn't exist")
+
+
+def check_options():
+    c_header = read("include/llm_datadist/llm_datadist_c.h")
+    cxx_header = read("include/llm_datadist/llm_datadist.h")
+    keys = set(re.findall(r'#define LLM_OPTION_\w+ "(\S+)"', c_header))
+    readme_rows = re.findall(r"^\| `(llm\.\w+)` \|", read("README.md"), re.M)
+    for key in sorted(keys - set(readme_rows)):
+        problems.append(f"README.md has no row for the option {key}")
+    for key in sorted(set(readme_rows) - keys):
+        problems.append(f"README.md has a row for {key}, which the C header doesn't have")
+    for key in sorted(keys - set(re.findall(r'OPTION_\w+\[\] = "(\S+)"', cxx_header))):
+        problems.append(f"llm_datadist.h lacks the option {key}")
+
+    # The library's own table: X-macro rows that begin with the key's name.
+    values = dict(re.findall(r'#define (LLM_OPTION_\w+) "(\S+)"', c_header))
+    known = {values.get(name) for name in re.findall(r"\bLLM_OPTION_\w+", read("src/options/options.c"))}
+    for key in sorted(keys - known):
+        problems.append(f"src/options/options.c doesn't know {key}")
+
+
+def check_statuses():
+    cxx_header = read("include/llm_datadist/llm_datadist.h")
+    for name, value in re.findall(r"X\((LLM_\w+), (0x[0-9A-Fa-f]+)u,",
+                                  read("include/llm_datadist/llm_datadist_c.h")):
+        same = re.search(rf"\b{name} = (0x[0-9A-Fa-f]+)U;", cxx_header)
+        if same is None or int(same.group(1), 16) != int(value, 16):
+            problems.append(f"llm_datadist.h and llm_datadist_c.h disagree about {name}")
+
+
+def check_subcommands():
+    manual = read("man/llm-datadist.1")
+    for name in re.findall(r'^    \{"(\w+)", "', read("tools/main.c"), re.M):
+        if f".B {name}\n" not in manual:
+            problems.append(f"man/llm-datadist.1 doesn't explain the subcommand {name}")
+
+
+def check_rooms():
+    level = {room: i for i, rooms in enumerate(ROOMS) for room in rooms}
+    for path in sorted(glob.glob("src/*/*.[ch]")):
+        room = path.split("/")[1]
+        if room not in level:
+            continue
+        for other in re.findall(r'^#include "(\w+)/', read(path), re.M):
+            if other in level and other != room and level[other] >= level[room]:
+                problems.append(f"{path} includes room {other}, which is not below {room}")
+
+
+def check_versions():
+    version = re.search(r"project\(llm_datadist VERSION (\S+)", read("CMakeLists.txt")).group(1)
+    header = ".".join(re.findall(r"#define LLM_VERSION_(?:MAJOR|MINOR|PATCH) (\d+)",
+                                 read("include/llm_datadist/llm_datadist_c.h")))
+    debian = re.search(r"\((\S+)\)", read("debian/changelog")).group(1)
+    for where, other in (("llm_datadist_c.h", header), ("debian/changelog", debian)):
+        if other != version:
+            problems.append(f"CMakeLists.txt says version {version}, {where} says {other}")
+    for path in ("CHANGELOG.md", "man/llm-datadist.1"):
+        if version not in read(path):
+            problems.append(f"{path} doesn't mention version {version}")
+
+
+os.chdir(sys.argv[1])
+check_links()
+check_options()
+check_statuses()
+check_subcommands()
+check_rooms()
+check_versions()
+print("\n".join(problems))
+sys.exit(1 if problems else 0)
