@@ -16,10 +16,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#ifndef F_SEAL_FUTURE_WRITE
-#define F_SEAL_FUTURE_WRITE 0x0010
-#endif
-
 uint64_t
 lli_now_ns(void)
 {
@@ -135,22 +131,32 @@ lli_physical_memory_bytes(void)
     return (uint64_t)info.totalram * info.mem_unit;
 }
 
+// A second descriptor for the same file that can't be mapped writable.
+static int
+reopen_read_only(int fd)
+{
+    char path[64];
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    return open(path, O_RDONLY | O_CLOEXEC);
+}
+
 int
 lli_memory_file_create(const char *name, uint64_t bytes, void **ret_base)
 {
     int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0)
         return -1;
-    if (bytes > INT64_MAX || ftruncate(fd, (off_t)bytes) != 0)
+    if (bytes > INT64_MAX || ftruncate(fd, (off_t)bytes) != 0 ||
+        fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
         goto close_fd;
     void *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
     if (base == MAP_FAILED)
         goto close_fd;
-    // Our own mapping stays writable; from now on nobody can get another one.
-    if (fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL) !=
-        0) {
-        munmap(base, bytes);
-        goto close_fd;
+    // What peers get can only be read.  (F_SEAL_FUTURE_WRITE would also forbid returning pages.)
+    int read_only_fd = reopen_read_only(fd);
+    if (read_only_fd >= 0) {
+        close(fd);
+        fd = read_only_fd;
     }
     *ret_base = base;
     return fd;
@@ -251,7 +257,7 @@ lli_unix_listen(char *ret_name, size_t name_size)
     struct sockaddr_un address;
     snprintf(ret_name, name_size, "llm-datadist-%016llx", (unsigned long long)lli_random_u64());
     socklen_t bytes = abstract_name(&address, ret_name);
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
         return -1;
     if (bind(fd, (struct sockaddr *)&address, bytes) != 0 || listen(fd, 1024) != 0) {
@@ -268,7 +274,7 @@ lli_unix_connect(const char *name)
 {
     struct sockaddr_un address;
     socklen_t bytes = abstract_name(&address, name);
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
         return -1;
     if (connect(fd, (struct sockaddr *)&address, bytes) != 0) {

@@ -1,0 +1,96 @@
+// Looking inside.
+#include <stdio.h>
+
+#include "api/check.h"
+#include "base/log.h"
+#include "device/copy.h"
+
+static void
+describe_link(struct lli_link *link, llm_link_info *ret_info)
+{
+    pthread_mutex_lock(&link->node->links_lock);
+    ret_info->cluster_id = link->peer.cluster_id;
+    ret_info->state = link->broken ? LLM_LINK_BROKEN : LLM_LINK_READY;
+    ret_info->num_devices = (uint32_t)link->node->options->num_devices;
+    snprintf(ret_info->transport, sizeof(ret_info->transport), "%s",
+             lli_transport_name(link->transport));
+    snprintf(ret_info->reason, sizeof(ret_info->reason), "%s",
+             link->broken ? link->broken_reason : link->reason);
+    pthread_mutex_unlock(&link->node->links_lock);
+}
+
+llm_status
+llm_get_link_info(llm_datadist *dd, uint64_t cluster_id, llm_link_info *info)
+{
+    llm_link_info known;
+    LLI_TRY(lli_check_initialized(dd, "llm_get_link_info"));
+    LLI_TRY(LLI_CHECK_STRUCT(info, llm_link_info, &known));
+    struct lli_link *link = lli_links_find(&dd->node, cluster_id);
+    if (link == NULL)
+        return lli_fail(LLM_NOT_YET_LINK, "api", "there is no link to cluster %llu",
+                        (unsigned long long)cluster_id);
+    describe_link(link, &known);
+    lli_link_put(link);
+    known.struct_size = info->struct_size;
+    memcpy(info, &known, sizeof(known));
+    return LLM_SUCCESS;
+}
+
+llm_status
+llm_list_links(llm_datadist *dd, uint64_t *cluster_ids, size_t room, size_t *ret_num_links)
+{
+    LLI_TRY(lli_check_initialized(dd, "llm_list_links"));
+    if (ret_num_links == NULL || (cluster_ids == NULL && room > 0))
+        return lli_fail(LLM_PARAM_INVALID, "api", "llm_list_links: %s is NULL",
+                        ret_num_links == NULL ? "ret_num_links" : "cluster_ids");
+    size_t num_links = 0;
+    pthread_mutex_lock(&dd->node.links_lock);
+    LLI_LIST_FOR(item, &dd->node.links) {
+        struct lli_link *link = LLI_LIST_ENTRY(item, struct lli_link, in_table);
+        if (num_links < room)
+            cluster_ids[num_links] = link->peer.cluster_id;
+        num_links++;
+    }
+    pthread_mutex_unlock(&dd->node.links_lock);
+    *ret_num_links = num_links;
+    return LLM_SUCCESS;
+}
+
+llm_status
+llm_get_listen_port(llm_datadist *dd, size_t device_index, uint16_t *ret_port)
+{
+    LLI_TRY(lli_check_initialized(dd, "llm_get_listen_port"));
+    if (ret_port == NULL)
+        return lli_fail(LLM_PARAM_INVALID, "api", "llm_get_listen_port: ret_port is NULL");
+    if (device_index >= dd->listeners.num_devices)
+        return lli_fail(LLM_PARAM_INVALID, "api",
+                        "llm_get_listen_port: device_index is %zu, %zu device(s) listen",
+                        device_index, dd->listeners.num_devices);
+    *ret_port = dd->listeners.of_device[device_index]->address.port;
+    return LLM_SUCCESS;
+}
+
+#define STRING_(x) #x
+#define STRING(x) STRING_(x)
+
+const char *
+llm_version(void)
+{
+    return STRING(LLM_VERSION_MAJOR) "." STRING(LLM_VERSION_MINOR) "." STRING(LLM_VERSION_PATCH);
+}
+
+size_t
+llm_describe(char *buf, size_t size)
+{
+    int length = snprintf(buf, buf == NULL ? 0 : size,
+                          "version: %s\n"
+                          "compiler: %s\n"
+                          "copy kernel: %s\n"
+                          "devices: host\n"
+                          "transports: local,shm,tcp\n"
+                          "wire version: %u\n"
+                          "directory version: %u\n",
+                          llm_version(), __VERSION__, lli_copy_kernel_name(),
+                          LLI_MESSAGE_VERSION, LLI_SEGMENT_VERSION);
+    return length > 0 ? (size_t)length : 0;
+}

@@ -1,0 +1,136 @@
+// Life cycle (§5).
+#include "api/check.h"
+#include "base/log.h"
+#include "base/mem.h"
+
+llm_status
+llm_create(uint64_t cluster_id, llm_role role, llm_datadist **ret_dd)
+{
+    if (ret_dd == NULL)
+        return lli_fail(LLM_PARAM_INVALID, "api", "llm_create: ret_dd is NULL");
+    struct llm_datadist *dd = lli_calloc(1, sizeof(*dd));
+    if (dd == NULL)
+        return lli_fail(LLM_OUT_OF_MEMORY, "api", "llm_create: out of memory");
+    dd->cluster_id = cluster_id;
+    atomic_init(&dd->role, (int)role);
+    pthread_mutex_init(&dd->life_lock, NULL);
+    *ret_dd = dd;
+    return LLM_SUCCESS;
+}
+
+void
+llm_destroy(llm_datadist *dd)
+{
+    if (dd == NULL)
+        return;
+    llm_finalize(dd);
+    pthread_mutex_destroy(&dd->life_lock);
+    lli_free(dd);
+}
+
+static bool
+is_role(int role)
+{
+    return role == LLM_ROLE_PROMPT || role == LLM_ROLE_DECODER || role == LLM_ROLE_MIX;
+}
+
+static llm_status
+check_role(int role)
+{
+    if (is_role(role))
+        return LLM_SUCCESS;
+    return lli_fail(LLM_PARAM_INVALID, "api",
+                    "role is %d, expected 1 (Prompt), 2 (Decoder) or 3 (Mix)", role);
+}
+
+static llm_status
+check_options(const llm_option *options, size_t num_options)
+{
+    if (options == NULL && num_options > 0)
+        return lli_fail(LLM_PARAM_INVALID, "api", "options is NULL, num_options is %zu",
+                        num_options);
+    return LLM_SUCCESS;
+}
+
+static llm_status
+initialize_locked(llm_datadist *dd, const llm_option *options, size_t num_options)
+{
+    if (atomic_load(&dd->initialized))
+        return LLM_SUCCESS;
+    LLI_TRY(check_role(atomic_load(&dd->role)));
+    LLI_TRY(check_options(options, num_options));
+    LLI_TRY(lli_engine_open(dd, options, num_options));
+    atomic_store(&dd->initialized, true);
+    lli_log(LLM_LOG_INFO, "api", "cluster %llu is initialized as %s with %zu device(s)",
+            (unsigned long long)dd->cluster_id, lli_role_name(atomic_load(&dd->role)),
+            dd->options.num_devices);
+    return LLM_SUCCESS;
+}
+
+llm_status
+llm_initialize(llm_datadist *dd, const llm_option *options, size_t num_options)
+{
+    if (dd == NULL)
+        return lli_fail(LLM_FAILED, "api", "llm_initialize: the instance is NULL");
+    pthread_mutex_lock(&dd->life_lock);
+    llm_status status = initialize_locked(dd, options, num_options);
+    pthread_mutex_unlock(&dd->life_lock);
+    return status;
+}
+
+void
+llm_finalize(llm_datadist *dd)
+{
+    if (dd == NULL)
+        return;
+    pthread_mutex_lock(&dd->life_lock);
+    if (atomic_load(&dd->initialized)) {
+        atomic_store(&dd->initialized, false);
+        lli_engine_close(dd);
+        lli_log(LLM_LOG_INFO, "api", "cluster %llu is finalized",
+                (unsigned long long)dd->cluster_id);
+    }
+    pthread_mutex_unlock(&dd->life_lock);
+}
+
+// Checks 4 to 7 of §5.5.
+static llm_status
+check_set_role(llm_datadist *dd, llm_role role, bool has_address)
+{
+    int current = atomic_load(&dd->role);
+    if (!dd->options.enable_set_role)
+        return lli_fail(LLM_FEATURE_NOT_ENABLED, "api",
+                        "llm_set_role needs " LLM_OPTION_ENABLE_SET_ROLE
+                        " = \"1\" at initialization");
+    if (dd->options.num_devices > 1)
+        return lli_fail(LLM_FEATURE_NOT_ENABLED, "api",
+                        "llm_set_role works with one device, this instance has %zu",
+                        dd->options.num_devices);
+    if (role == LLM_ROLE_PROMPT && !has_address)
+        return lli_fail(LLM_PARAM_INVALID, "api",
+                        "to become Prompt, llm_set_role needs " LLM_OPTION_LISTEN_IP_INFO);
+    size_t num_links = lli_links_count(&dd->node);
+    if (current != LLM_ROLE_MIX && num_links > 0)
+        return lli_fail(LLM_EXIST_LINK, "api",
+                        "a %s with %zu link(s) can't change its role: unlink first",
+                        lli_role_name(current), num_links);
+    return LLM_SUCCESS;
+}
+
+llm_status
+llm_set_role(llm_datadist *dd, llm_role role, const llm_option *options, size_t num_options)
+{
+    bool has_address = false;
+    struct lli_listen_address address;
+    LLI_TRY(lli_check_initialized(dd, "llm_set_role"));
+    LLI_TRY(check_role((int)role));
+    LLI_TRY(check_options(options, num_options));
+    LLI_TRY(lli_options_parse_set_role(options, num_options, &has_address, &address));
+    LLI_TRY(check_set_role(dd, role, has_address));
+    LLI_TRY(lli_engine_relisten(dd, role == LLM_ROLE_PROMPT ? &address : NULL));
+    lli_log(LLM_LOG_INFO, "api", "cluster %llu changes from %s to %s",
+            (unsigned long long)dd->cluster_id, lli_role_name(atomic_load(&dd->role)),
+            lli_role_name((int)role));
+    atomic_store(&dd->role, (int)role);
+    return LLM_SUCCESS;
+}

@@ -1,0 +1,490 @@
+// Links (§6).
+#include <arpa/inet.h>
+
+#include "api/check.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/os.h"
+#include "link/connect.h"
+
+enum { CLUSTERS_PER_CALL_MAX = 16 };
+
+// One call, its arguments checked and copied.
+struct call {
+    llm_datadist *dd;
+    const char *name;
+    size_t num_clusters;
+    struct cluster {
+        struct call *call;
+        uint64_t id;
+        struct sockaddr_in local[LLI_NUM_DEVICES_MAX];
+        struct sockaddr_in remote[LLI_NUM_DEVICES_MAX];
+        llm_status result;
+        bool attempted;
+        bool has_thread;
+        pthread_t thread;
+        struct lli_link *link; // to be unlinked; held
+    } *clusters;               // num_clusters
+    bool force;
+    uint64_t deadline_ns;
+};
+
+// ---- checks ----
+
+// The array's step is the caller's struct size.
+static const llm_cluster_info *
+cluster_at(const llm_cluster_info *clusters, size_t index)
+{
+    size_t step = clusters->struct_size == 0 ? sizeof(*clusters) : clusters->struct_size;
+    return (const llm_cluster_info *)((const char *)clusters + index * step);
+}
+
+static llm_status
+check_ips(const llm_ip_info *infos, size_t num_infos, size_t cluster, const char *side)
+{
+    struct in_addr ip;
+    for (size_t i = 0; infos != NULL && i < num_infos; i++) {
+        if (infos[i].ip == NULL || !lli_parse_ipv4(infos[i].ip, &ip))
+            return lli_fail(LLM_PARAM_INVALID, "link",
+                            "clusters[%zu].%s_ip_infos[%zu].ip is \"%s\", expected a dotted quad",
+                            cluster, side, i, infos[i].ip == NULL ? "" : infos[i].ip);
+    }
+    return LLM_SUCCESS;
+}
+
+// Checks 2 and 3 of §6.1.
+static llm_status
+check_plain(const llm_cluster_info *clusters, size_t num_clusters, int32_t timeout_ms)
+{
+    if (timeout_ms <= 0)
+        return lli_fail(LLM_PARAM_INVALID, "link", "timeout is %d ms, expected more than 0",
+                        timeout_ms);
+    if (clusters == NULL && num_clusters > 0)
+        return lli_fail(LLM_PARAM_INVALID, "link", "clusters is NULL, num_clusters is %zu",
+                        num_clusters);
+    for (size_t i = 0; i < num_clusters; i++) {
+        llm_cluster_info info;
+        LLI_TRY(LLI_CHECK_STRUCT(cluster_at(clusters, i), llm_cluster_info, &info));
+        LLI_TRY(check_ips(info.remote_ip_infos, info.num_remote_ip_infos, i, "remote"));
+        LLI_TRY(check_ips(info.local_ip_infos, info.num_local_ip_infos, i, "local"));
+    }
+    return LLM_SUCCESS;
+}
+
+static bool
+same_addresses(const llm_cluster_info *a, const llm_cluster_info *b)
+{
+    for (size_t i = 0; i < a->num_local_ip_infos; i++) {
+        if (strcmp(a->local_ip_infos[i].ip, b->local_ip_infos[i].ip) != 0 ||
+            a->local_ip_infos[i].port != b->local_ip_infos[i].port)
+            return false;
+    }
+    return true;
+}
+
+// Checks 6 to 8.
+static llm_status
+check_lists(const llm_datadist *dd, const llm_cluster_info *clusters, size_t num_clusters)
+{
+    size_t num_devices = dd->options.num_devices;
+    if (num_clusters == 0)
+        return lli_fail(LLM_PARAM_INVALID, "link", "clusters is empty");
+    for (size_t i = 0; i < num_clusters; i++) {
+        const llm_cluster_info *info = cluster_at(clusters, i);
+        size_t num_local = info->local_ip_infos == NULL ? 0 : info->num_local_ip_infos;
+        size_t num_remote = info->remote_ip_infos == NULL ? 0 : info->num_remote_ip_infos;
+        if (num_local != num_devices || num_remote != num_devices)
+            return lli_fail(LLM_PARAM_INVALID, "link",
+                            "clusters[%zu] has %zu local and %zu remote addresses, expected %zu of "
+                            "each, one per device",
+                            i, num_local, num_remote, num_devices);
+        if (!same_addresses(info, cluster_at(clusters, 0)))
+            return lli_fail(LLM_PARAM_INVALID, "link",
+                            "the local addresses of clusters[%zu] differ from those of clusters[0]",
+                            i);
+    }
+    if (num_clusters > CLUSTERS_PER_CALL_MAX)
+        return lli_fail(LLM_CLUSTER_NUM_EXCEED_LIMIT, "link", "%zu clusters in one call, at most %d",
+                        num_clusters, CLUSTERS_PER_CALL_MAX);
+    return LLM_SUCCESS;
+}
+
+// ---- one link or unlink call at a time (§10.2) ----
+
+static llm_status
+take_turn(struct call *call)
+{
+    struct lli_node *node = &call->dd->node;
+    bool in_time = true;
+    pthread_mutex_lock(&node->links_lock);
+    while (node->linking && in_time)
+        in_time = lli_cond_wait_until(&node->linking_ended, &node->links_lock, call->deadline_ns);
+    bool mine = !node->linking;
+    if (mine)
+        node->linking = true;
+    pthread_mutex_unlock(&node->links_lock);
+    if (!mine)
+        return lli_fail(LLM_PROCESSING_LINK, "link",
+                        "%s: another link or unlink call runs longer than the timeout",
+                        call->name);
+    return LLM_SUCCESS;
+}
+
+static void
+end_turn(struct call *call)
+{
+    struct lli_node *node = &call->dd->node;
+    pthread_mutex_lock(&node->links_lock);
+    node->linking = false;
+    pthread_cond_signal(&node->linking_ended);
+    pthread_mutex_unlock(&node->links_lock);
+}
+
+// ---- copying arguments ----
+
+static struct sockaddr_in
+to_sockaddr(const llm_ip_info *info)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(info->port)};
+    // Checked before.
+    (void)lli_parse_ipv4(info->ip, &address.sin_addr);
+    return address;
+}
+
+static llm_status
+copy_clusters(struct call *call, const llm_cluster_info *clusters, size_t num_clusters)
+{
+    call->clusters = lli_calloc(num_clusters, sizeof(*call->clusters));
+    if (call->clusters == NULL)
+        return lli_fail(LLM_OUT_OF_MEMORY, "link", "%s: out of memory", call->name);
+    call->num_clusters = num_clusters;
+    for (size_t i = 0; i < num_clusters; i++) {
+        const llm_cluster_info *info = cluster_at(clusters, i);
+        struct cluster *cluster = &call->clusters[i];
+        cluster->call = call;
+        cluster->id = info->remote_cluster_id;
+        for (size_t d = 0; d < call->dd->options.num_devices; d++) {
+            cluster->local[d] = to_sockaddr(&info->local_ip_infos[d]);
+            cluster->remote[d] = to_sockaddr(&info->remote_ip_infos[d]);
+        }
+    }
+    return LLM_SUCCESS;
+}
+
+static bool
+is_repeated(const struct call *call, size_t index)
+{
+    for (size_t i = 0; i < index; i++) {
+        if (call->clusters[i].id == call->clusters[index].id)
+            return true;
+    }
+    return false;
+}
+
+// From here on every cluster has a result.
+static void
+report(const struct call *call, llm_status *rets, size_t *ret_num_rets)
+{
+    for (size_t i = 0; rets != NULL && i < call->num_clusters; i++)
+        rets[i] = call->clusters[i].result;
+    if (ret_num_rets != NULL)
+        *ret_num_rets = call->num_clusters;
+}
+
+static llm_status
+summarise(const struct call *call, llm_status failed, bool (*is_failure)(llm_status result))
+{
+    size_t num_failed = 0;
+    llm_status first = LLM_SUCCESS;
+    for (size_t i = 0; i < call->num_clusters; i++) {
+        llm_status result = call->clusters[i].result;
+        num_failed += is_failure(result);
+        if (first == LLM_SUCCESS && result != LLM_SUCCESS)
+            first = result;
+    }
+    if (num_failed > 0)
+        return lli_fail(failed, "link", "%s: %zu of %zu clusters failed", call->name, num_failed,
+                        call->num_clusters);
+    return first;
+}
+
+// ---- linking ----
+
+static bool
+is_linked(struct call *call, uint64_t cluster_id)
+{
+    struct lli_link *link = lli_links_find(&call->dd->node, cluster_id);
+    if (link == NULL)
+        return false;
+    bool usable = !lli_link_is_broken(link);
+    lli_link_put(link);
+    return usable;
+}
+
+static void *
+connect_cluster(void *arg)
+{
+    struct cluster *cluster = arg;
+    struct lli_link_target target = {
+        .cluster_id = cluster->id,
+        .local = cluster->local,
+        .remote = cluster->remote,
+    };
+    cluster->result =
+        lli_link_connect(&cluster->call->dd->node, &target, cluster->call->deadline_ns);
+    return NULL;
+}
+
+// All at once, so that one that doesn't answer doesn't take the others' time.
+static void
+connect_all(struct call *call)
+{
+    struct cluster *last = NULL;
+    for (size_t i = 0; i < call->num_clusters; i++) {
+        struct cluster *cluster = &call->clusters[i];
+        if (!cluster->attempted)
+            continue;
+        if (last != NULL)
+            last->has_thread = lli_thread_start(&last->thread, "llm-link", connect_cluster, last) == 0;
+        if (last != NULL && !last->has_thread)
+            connect_cluster(last);
+        last = cluster;
+    }
+    // The last one in this thread; usually it is the only one.
+    if (last != NULL)
+        connect_cluster(last);
+    for (size_t i = 0; i < call->num_clusters; i++) {
+        if (call->clusters[i].has_thread)
+            pthread_join(call->clusters[i].thread, NULL);
+    }
+}
+
+static bool
+is_link_failure(llm_status result)
+{
+    return result == LLM_LINK_FAILED || result == LLM_WAIT_PROC_TIMEOUT || result == LLM_FAILED;
+}
+
+static llm_status
+link_in_turn(struct call *call, llm_status *rets, size_t *ret_num_rets)
+{
+    for (size_t i = 0; i < call->num_clusters; i++) {
+        struct cluster *cluster = &call->clusters[i];
+        if (is_repeated(call, i))
+            cluster->result = lli_fail(LLM_REPEAT_REQUEST, "link",
+                                       "cluster %llu appears twice in one call",
+                                       (unsigned long long)cluster->id);
+        else if (is_linked(call, cluster->id))
+            cluster->result = lli_fail(LLM_ALREADY_LINK, "link", "cluster %llu is linked already",
+                                       (unsigned long long)cluster->id);
+        else
+            cluster->attempted = true;
+    }
+    connect_all(call);
+    report(call, rets, ret_num_rets);
+    return summarise(call, LLM_LINK_FAILED, is_link_failure);
+}
+
+static llm_status
+run_call(struct call *call, const llm_cluster_info *clusters, size_t num_clusters,
+         llm_status *rets, size_t *ret_num_rets,
+         llm_status (*in_turn)(struct call *call, llm_status *rets, size_t *ret_num_rets))
+{
+    if (ret_num_rets != NULL)
+        *ret_num_rets = 0;
+    LLI_TRY(take_turn(call));
+    llm_status status = check_lists(call->dd, clusters, num_clusters);
+    if (status == LLM_SUCCESS)
+        status = copy_clusters(call, clusters, num_clusters);
+    if (status == LLM_SUCCESS)
+        status = in_turn(call, rets, ret_num_rets);
+    lli_free(call->clusters);
+    end_turn(call);
+    return status;
+}
+
+llm_status
+llm_link_clusters(llm_datadist *dd, const llm_cluster_info *clusters, size_t num_clusters,
+                  llm_status *rets, size_t *ret_num_rets, int32_t timeout_ms)
+{
+    LLI_TRY(lli_check_initialized(dd, "llm_link_clusters"));
+    LLI_TRY(check_plain(clusters, num_clusters, timeout_ms));
+    int role = atomic_load(&dd->role);
+    if (role != LLM_ROLE_DECODER)
+        return lli_fail(LLM_PARAM_INVALID, "link", "a %s can't link, only a Decoder can",
+                        lli_role_name(role));
+    struct call call = {
+        .dd = dd,
+        .name = "llm_link_clusters",
+        .deadline_ns = lli_deadline_after_ms((uint64_t)timeout_ms),
+    };
+    return run_call(&call, clusters, num_clusters, rets, ret_num_rets, link_in_turn);
+}
+
+// ---- unlinking ----
+
+static bool
+has_addresses(const struct cluster *cluster, const struct lli_link *link)
+{
+    for (size_t d = 0; d < cluster->call->dd->options.num_devices; d++) {
+        if (cluster->remote[d].sin_addr.s_addr != link->remote_ips[d].s_addr)
+            return false;
+        // A prompt looks its links up by the remote address alone.
+        if (link->connected_by_us &&
+            cluster->local[d].sin_addr.s_addr != link->local_ips[d].s_addr)
+            return false;
+    }
+    return true;
+}
+
+static llm_status
+not_linked(const struct cluster *cluster)
+{
+    lli_log(LLM_LOG_INFO, "link", "there is no link to cluster %llu to remove",
+            (unsigned long long)cluster->id);
+    return LLM_NOT_YET_LINK;
+}
+
+// Finds the link to be removed, or says why there is none.  The link is held.
+static llm_status
+choose_link(struct call *call, size_t index, struct lli_link **ret_link)
+{
+    struct cluster *cluster = &call->clusters[index];
+    struct lli_link *link = lli_links_find(&call->dd->node, cluster->id);
+    if (link == NULL)
+        return not_linked(cluster);
+    llm_status status = LLM_SUCCESS;
+    bool by_us = link->connected_by_us;
+    if (!has_addresses(cluster, link)) {
+        status = by_us ? lli_fail(LLM_PARAM_INVALID, "link",
+                                  "the addresses given for cluster %llu are not those of its link",
+                                  (unsigned long long)cluster->id)
+                       : not_linked(cluster);
+    } else if (is_repeated(call, index)) {
+        status = by_us ? lli_fail(LLM_REPEAT_REQUEST, "link",
+                                  "cluster %llu appears twice in one call",
+                                  (unsigned long long)cluster->id)
+                       : not_linked(cluster);
+    }
+    if (status == LLM_SUCCESS)
+        *ret_link = link;
+    else
+        lli_link_put(link);
+    return status;
+}
+
+struct begin_unlink {
+    struct lli_link *link;
+    bool tell_peer;
+    bool busy;
+};
+
+// On the loop's thread: nothing of the peer's may be under way, then the peer is told.
+static void
+begin_unlink(void *arg)
+{
+    struct begin_unlink *begin = arg;
+    struct lli_link *link = begin->link;
+    begin->busy = lli_engine_link_has_work(link);
+    if (!begin->busy && begin->tell_peer)
+        lli_link_send(link, LLI_UNLINK, 0, NULL, 0);
+}
+
+static void
+set_unlinking(struct lli_link *link, bool unlinking)
+{
+    pthread_mutex_lock(&link->node->links_lock);
+    link->unlinking = unlinking;
+    link->unlink_answered = false;
+    pthread_mutex_unlock(&link->node->links_lock);
+}
+
+// Waits for the peer's word.  A peer that closes the connection has removed its end as well.
+static llm_status
+await_answer(struct lli_link *link, uint64_t deadline_ns)
+{
+    struct lli_node *node = link->node;
+    bool in_time = true;
+    pthread_mutex_lock(&node->links_lock);
+    while (!link->unlink_answered && !link->broken && in_time)
+        in_time = lli_cond_wait_until(&node->links_changed, &node->links_lock, deadline_ns);
+    llm_status status = LLM_WAIT_PROC_TIMEOUT;
+    if (link->unlink_answered)
+        status = link->unlink_answer;
+    else if (link->broken)
+        status = LLM_SUCCESS;
+    pthread_mutex_unlock(&node->links_lock);
+    return status;
+}
+
+static llm_status
+unlink_one(struct call *call, struct lli_link *link)
+{
+    bool was_broken = lli_link_is_broken(link);
+    bool tell_peer = link->connected_by_us && !call->force && !was_broken;
+    struct begin_unlink begin = {.link = link, .tell_peer = tell_peer};
+    llm_status status = LLM_SUCCESS;
+    set_unlinking(link, true);
+    lli_loop_call(call->dd->node.loop, begin_unlink, &begin);
+    if (!begin.busy && tell_peer)
+        status = await_answer(link, call->deadline_ns);
+    if (begin.busy || status == LLM_LINK_BUSY) {
+        set_unlinking(link, false);
+        return lli_fail(LLM_LINK_BUSY, "link", "a transfer runs on the link to cluster %llu",
+                        (unsigned long long)link->peer.cluster_id);
+    }
+    lli_links_remove(link);
+    if (status != LLM_SUCCESS)
+        return lli_fail(status, "link",
+                        "cluster %llu didn't answer to the unlink; the link is gone here",
+                        (unsigned long long)link->peer.cluster_id);
+    if (link->connected_by_us && !call->force && was_broken)
+        return lli_fail(LLM_NOTIFY_PROMPT_UNLINK_FAILED, "link",
+                        "cluster %llu could not be told about the unlink: %s; the link is gone "
+                        "here",
+                        (unsigned long long)link->peer.cluster_id, link->broken_reason);
+    lli_log(LLM_LOG_INFO, "link", "the link to cluster %llu is removed",
+            (unsigned long long)link->peer.cluster_id);
+    return LLM_SUCCESS;
+}
+
+static bool
+is_unlink_failure(llm_status result)
+{
+    return result != LLM_SUCCESS && result != LLM_NOT_YET_LINK;
+}
+
+static llm_status
+unlink_in_turn(struct call *call, llm_status *rets, size_t *ret_num_rets)
+{
+    for (size_t i = 0; i < call->num_clusters; i++)
+        call->clusters[i].result = choose_link(call, i, &call->clusters[i].link);
+    for (size_t i = 0; i < call->num_clusters; i++) {
+        struct cluster *cluster = &call->clusters[i];
+        if (cluster->link == NULL)
+            continue;
+        cluster->result = unlink_one(call, cluster->link);
+        lli_link_put(cluster->link);
+    }
+    report(call, rets, ret_num_rets);
+    llm_status status = summarise(call, LLM_UNLINK_FAILED, is_unlink_failure);
+    // What was not linked need not be unlinked.
+    return status == LLM_NOT_YET_LINK ? LLM_SUCCESS : status;
+}
+
+llm_status
+llm_unlink_clusters(llm_datadist *dd, const llm_cluster_info *clusters, size_t num_clusters,
+                    llm_status *rets, size_t *ret_num_rets, int32_t timeout_ms, int force)
+{
+    LLI_TRY(lli_check_initialized(dd, "llm_unlink_clusters"));
+    LLI_TRY(check_plain(clusters, num_clusters, timeout_ms));
+    if (atomic_load(&dd->role) == LLM_ROLE_MIX)
+        return lli_fail(LLM_PARAM_INVALID, "link", "a Mix has no links to remove");
+    struct call call = {
+        .dd = dd,
+        .name = "llm_unlink_clusters",
+        .force = force != 0,
+        .deadline_ns = lli_deadline_after_ms((uint64_t)timeout_ms),
+    };
+    return run_call(&call, clusters, num_clusters, rets, ret_num_rets, unlink_in_turn);
+}

@@ -1,0 +1,152 @@
+#include "cache/pool.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/os.h"
+
+static const uint64_t page_bytes = 4096;
+
+static uint64_t
+pool_size(uint64_t bytes, const struct lli_pool_tier *tiers, size_t num_tiers)
+{
+    if (bytes > 0)
+        return bytes;
+    if (num_tiers == 0)
+        return lli_physical_memory_bytes();
+    for (size_t i = 0; i < num_tiers; i++)
+        bytes += tiers[i].total_bytes;
+    return bytes;
+}
+
+static llm_status
+open_classes(struct lli_pool *pool, const struct lli_pool_tier *tiers, size_t num_tiers)
+{
+    if (num_tiers == 0)
+        return LLM_SUCCESS;
+    pool->classes = lli_calloc(num_tiers, sizeof(*pool->classes));
+    if (pool->classes == NULL)
+        return LLM_OUT_OF_MEMORY;
+    for (size_t i = 0; i < num_tiers; i++) {
+        pool->classes[i].tier = tiers[i];
+        lli_extents_init(&pool->classes[i].extents);
+    }
+    pool->num_classes = num_tiers;
+    return LLM_SUCCESS;
+}
+
+llm_status
+lli_pool_open(struct lli_pool *pool, uint64_t bytes, const struct lli_pool_tier *tiers,
+              size_t num_tiers)
+{
+    void *base;
+    memset(pool, 0, sizeof(*pool));
+    bytes = pool_size(bytes, tiers, num_tiers);
+    uint64_t file_bytes = lli_round_up(lli_min(bytes, INT64_MAX - page_bytes), page_bytes);
+    pool->fd = lli_memory_file_create("llm-datadist-pool", file_bytes, &base);
+    if (pool->fd < 0)
+        return lli_fail(LLM_FAILED, "pool", "can't open a memory pool of %llu bytes: %s",
+                        (unsigned long long)bytes, strerror(errno));
+    pool->base = base;
+    pool->bytes = file_bytes;
+    lli_extents_init(&pool->extents);
+    if (open_classes(pool, tiers, num_tiers) != LLM_SUCCESS ||
+        lli_extents_add(&pool->extents, 0, bytes) != LLM_SUCCESS) {
+        lli_pool_close(pool);
+        return lli_fail(LLM_FAILED, "pool", "out of memory while opening a memory pool");
+    }
+    return LLM_SUCCESS;
+}
+
+void
+lli_pool_close(struct lli_pool *pool)
+{
+    if (pool->base == NULL)
+        return;
+    for (size_t i = 0; i < pool->num_classes; i++)
+        lli_extents_fini(&pool->classes[i].extents);
+    lli_free(pool->classes);
+    lli_extents_fini(&pool->extents);
+    munmap(pool->base, pool->bytes);
+    close(pool->fd);
+    memset(pool, 0, sizeof(*pool));
+}
+
+static struct lli_pool_class *
+find_class(struct lli_pool *pool, uint64_t bytes)
+{
+    for (size_t i = 0; i < pool->num_classes; i++) {
+        if (bytes <= pool->classes[i].tier.buffer_bytes_max)
+            return &pool->classes[i];
+    }
+    return NULL;
+}
+
+static uint64_t
+granule(const struct lli_pool_class *class)
+{
+    return lli_max(class->tier.block_bytes, LLI_POOL_ALIGN);
+}
+
+static bool
+alloc_from_class(struct lli_pool *pool, struct lli_pool_class *class, uint64_t bytes,
+                 uint64_t *ret_offset)
+{
+    uint64_t chunk;
+    bytes = lli_round_up(bytes, granule(class));
+    if (lli_extents_take(&class->extents, bytes, LLI_POOL_ALIGN, ret_offset))
+        return true;
+    if (!lli_extents_take(&pool->extents, class->tier.total_bytes, LLI_POOL_ALIGN, &chunk))
+        return false;
+    if (lli_extents_add(&class->extents, chunk, class->tier.total_bytes) != LLM_SUCCESS) {
+        lli_extents_give(&pool->extents, chunk, class->tier.total_bytes);
+        return false;
+    }
+    return lli_extents_take(&class->extents, bytes, LLI_POOL_ALIGN, ret_offset);
+}
+
+bool
+lli_pool_alloc(struct lli_pool *pool, uint64_t bytes, uint64_t *ret_offset)
+{
+    bool ok;
+    if (bytes > pool->bytes)
+        return false;
+    if (pool->num_classes == 0) {
+        ok = lli_extents_take(&pool->extents, lli_round_up(bytes, LLI_POOL_ALIGN), LLI_POOL_ALIGN,
+                              ret_offset);
+    } else {
+        struct lli_pool_class *class = find_class(pool, bytes);
+        ok = class != NULL && alloc_from_class(pool, class, bytes, ret_offset);
+    }
+    if (ok)
+        pool->bytes_used += bytes;
+    return ok;
+}
+
+// Whole pages inside the range go back to the system; peers that still look see zeros.
+static void
+return_pages(struct lli_pool *pool, uint64_t offset, uint64_t bytes)
+{
+    uint64_t first = lli_round_up(offset, page_bytes);
+    uint64_t end = (offset + bytes) & ~(page_bytes - 1);
+    // MADV_REMOVE: fallocate would need a file that is not sealed against writing.
+    if (end > first)
+        madvise(pool->base + first, end - first, MADV_REMOVE);
+}
+
+void
+lli_pool_free(struct lli_pool *pool, uint64_t offset, uint64_t bytes)
+{
+    pool->bytes_used -= bytes;
+    return_pages(pool, offset, bytes);
+    if (pool->num_classes == 0) {
+        lli_extents_give(&pool->extents, offset, lli_round_up(bytes, LLI_POOL_ALIGN));
+        return;
+    }
+    struct lli_pool_class *class = find_class(pool, bytes);
+    lli_extents_give(&class->extents, offset, lli_round_up(bytes, granule(class)));
+}

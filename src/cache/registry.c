@@ -1,0 +1,240 @@
+#include "cache/registry.h"
+
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/os.h"
+
+void
+lli_registry_open(struct lli_registry *registry, struct lli_segment *segment,
+                  struct lli_pool *pools, size_t num_devices, uint64_t patience_ns,
+                  bool (*is_read)(void *arg, uint64_t generation), void *arg)
+{
+    pthread_mutex_init(&registry->lock, NULL);
+    lli_cond_init(&registry->changed);
+    for (size_t i = 0; i < LLI_NUM_CACHE_BUCKETS; i++)
+        lli_list_init(&registry->buckets[i]);
+    lli_list_init(&registry->retired);
+    registry->num_caches = 0;
+    registry->next_id = 1;
+    registry->segment = segment;
+    registry->pools = pools;
+    registry->num_devices = num_devices;
+    registry->patience_ns = patience_ns;
+    registry->is_read = is_read;
+    registry->is_read_arg = arg;
+}
+
+static struct lli_list *
+bucket_of(struct lli_registry *registry, int64_t id)
+{
+    return &registry->buckets[(uint64_t)id % LLI_NUM_CACHE_BUCKETS];
+}
+
+static struct lli_cache *
+find_locked(struct lli_registry *registry, int64_t id)
+{
+    LLI_LIST_FOR(node, bucket_of(registry, id)) {
+        struct lli_cache *cache = LLI_LIST_ENTRY(node, struct lli_cache, node);
+        if (cache->id == id)
+            return cache;
+    }
+    return NULL;
+}
+
+static size_t
+num_addresses(const struct lli_cache *cache)
+{
+    return (size_t)cache->geometry.num_tensors * cache->num_devices;
+}
+
+static void
+free_struct(struct lli_cache *cache)
+{
+    lli_free(cache->addresses);
+    lli_free(cache->offsets);
+    lli_free(cache);
+}
+
+static struct lli_cache *
+new_struct(const struct lli_geometry *geometry, size_t num_devices)
+{
+    struct lli_cache *cache = lli_calloc(1, sizeof(*cache));
+    if (cache == NULL)
+        return NULL;
+    lli_list_init(&cache->node);
+    cache->geometry = *geometry;
+    cache->num_devices = num_devices;
+    cache->addresses = lli_calloc(num_addresses(cache), sizeof(*cache->addresses));
+    cache->offsets = lli_calloc(num_addresses(cache), sizeof(*cache->offsets));
+    if (cache->addresses == NULL || cache->offsets == NULL) {
+        free_struct(cache);
+        return NULL;
+    }
+    return cache;
+}
+
+static void
+free_tensors_locked(struct lli_registry *registry, struct lli_cache *cache, size_t num_tensors)
+{
+    for (size_t i = num_tensors; i-- > 0;)
+        lli_pool_free(&registry->pools[i / cache->geometry.num_tensors], cache->offsets[i],
+                      cache->geometry.tensor_bytes);
+}
+
+static llm_status
+alloc_tensors_locked(struct lli_registry *registry, struct lli_cache *cache)
+{
+    for (size_t i = 0; i < num_addresses(cache); i++) {
+        size_t device = i / cache->geometry.num_tensors;
+        struct lli_pool *pool = &registry->pools[device];
+        if (!lli_pool_alloc(pool, cache->geometry.tensor_bytes, &cache->offsets[i])) {
+            free_tensors_locked(registry, cache, i);
+            return lli_fail(LLM_DEVICE_OUT_OF_MEMORY, "cache",
+                            "no room for tensor %zu of %u (%llu bytes each) on device %zu: %llu of "
+                            "%llu bytes of its pool are in use",
+                            i % cache->geometry.num_tensors, cache->geometry.num_tensors,
+                            (unsigned long long)cache->geometry.tensor_bytes, device,
+                            (unsigned long long)pool->bytes_used,
+                            (unsigned long long)pool->bytes);
+        }
+        cache->addresses[i] = (uintptr_t)(pool->base + cache->offsets[i]);
+    }
+    return LLM_SUCCESS;
+}
+
+static llm_status
+allocate_locked(struct lli_registry *registry, struct lli_cache *cache)
+{
+    cache->id = registry->next_id++;
+    LLI_TRY(alloc_tensors_locked(registry, cache));
+    if (!lli_segment_publish(registry->segment, cache->id, &cache->geometry, cache->num_devices, 0,
+                             cache->offsets, &cache->entry, &cache->generation)) {
+        free_tensors_locked(registry, cache, num_addresses(cache));
+        return lli_fail(LLM_DEVICE_OUT_OF_MEMORY, "cache",
+                        "the directory of caches is full: %zu caches live", registry->num_caches);
+    }
+    lli_list_append(bucket_of(registry, cache->id), &cache->node);
+    registry->num_caches++;
+    return LLM_SUCCESS;
+}
+
+llm_status
+lli_registry_allocate(struct lli_registry *registry, const struct lli_geometry *geometry,
+                      int64_t *ret_id, uintptr_t *ret_addresses)
+{
+    struct lli_cache *cache = NULL;
+    uint64_t num_tensors = (uint64_t)geometry->num_tensors * registry->num_devices;
+    if (num_tensors <= LLI_NUM_ADDRESSES)
+        cache = new_struct(geometry, registry->num_devices);
+    if (cache == NULL)
+        return lli_fail(LLM_DEVICE_OUT_OF_MEMORY, "cache", "no memory to describe %llu tensors",
+                        (unsigned long long)num_tensors);
+
+    lli_registry_collect(registry);
+    pthread_mutex_lock(&registry->lock);
+    llm_status status = allocate_locked(registry, cache);
+    if (status == LLM_SUCCESS) {
+        *ret_id = cache->id;
+        memcpy(ret_addresses, cache->addresses, num_addresses(cache) * sizeof(*ret_addresses));
+    }
+    pthread_mutex_unlock(&registry->lock);
+    if (status != LLM_SUCCESS)
+        free_struct(cache);
+    return status;
+}
+
+static void
+free_locked(struct lli_registry *registry, struct lli_cache *cache)
+{
+    lli_list_remove(&cache->node);
+    lli_segment_erase(registry->segment, cache->entry);
+    if (!cache->registered)
+        free_tensors_locked(registry, cache, num_addresses(cache));
+    pthread_cond_broadcast(&registry->changed);
+    free_struct(cache);
+}
+
+static void
+collect_locked(struct lli_registry *registry)
+{
+    uint64_t now = lli_now_ns();
+    LLI_LIST_FOR(node, &registry->retired) {
+        struct lli_cache *cache = LLI_LIST_ENTRY(node, struct lli_cache, node);
+        if (cache->references > 0)
+            continue;
+        bool is_read = registry->is_read(registry->is_read_arg, cache->generation);
+        if (is_read && now - cache->retired_ns < registry->patience_ns)
+            continue;
+        if (is_read)
+            lli_log(LLM_LOG_WARN, "cache",
+                    "cache %lld is freed although a peer has been reading it for %llu ms: that "
+                    "pull will fail",
+                    (long long)cache->id,
+                    (unsigned long long)((now - cache->retired_ns) / 1000000));
+        free_locked(registry, cache);
+    }
+}
+
+llm_status
+lli_registry_deallocate(struct lli_registry *registry, int64_t id)
+{
+    pthread_mutex_lock(&registry->lock);
+    struct lli_cache *cache = find_locked(registry, id);
+    if (cache == NULL || cache->registered) {
+        pthread_mutex_unlock(&registry->lock);
+        return lli_fail(LLM_KV_CACHE_NOT_EXIST, "cache", "there is no allocated cache with id %lld",
+                        (long long)id);
+    }
+    lli_list_remove(&cache->node);
+    registry->num_caches--;
+    cache->retired_ns = lli_now_ns();
+    lli_list_append(&registry->retired, &cache->node);
+    lli_segment_retire(registry->segment, cache->entry);
+    collect_locked(registry);
+    pthread_mutex_unlock(&registry->lock);
+    return LLM_SUCCESS;
+}
+
+struct lli_cache *
+lli_registry_hold(struct lli_registry *registry, int64_t id)
+{
+    pthread_mutex_lock(&registry->lock);
+    struct lli_cache *cache = find_locked(registry, id);
+    if (cache != NULL)
+        cache->references++;
+    pthread_mutex_unlock(&registry->lock);
+    return cache;
+}
+
+void
+lli_registry_put(struct lli_registry *registry, struct lli_cache *cache)
+{
+    pthread_mutex_lock(&registry->lock);
+    cache->references--;
+    if (cache->references == 0 && cache->retired_ns != 0)
+        collect_locked(registry);
+    pthread_mutex_unlock(&registry->lock);
+}
+
+void
+lli_registry_collect(struct lli_registry *registry)
+{
+    pthread_mutex_lock(&registry->lock);
+    collect_locked(registry);
+    pthread_mutex_unlock(&registry->lock);
+}
+
+void
+lli_registry_close(struct lli_registry *registry)
+{
+    pthread_mutex_lock(&registry->lock);
+    for (size_t i = 0; i < LLI_NUM_CACHE_BUCKETS; i++) {
+        LLI_LIST_FOR(node, &registry->buckets[i])
+            free_locked(registry, LLI_LIST_ENTRY(node, struct lli_cache, node));
+    }
+    LLI_LIST_FOR(node, &registry->retired)
+        free_locked(registry, LLI_LIST_ENTRY(node, struct lli_cache, node));
+    pthread_mutex_unlock(&registry->lock);
+    pthread_cond_destroy(&registry->changed);
+    pthread_mutex_destroy(&registry->lock);
+}

@@ -1,0 +1,204 @@
+#include "cache/segment.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/os.h"
+
+llm_status
+lli_segment_open(struct lli_segment *segment, uint64_t cluster_id, uint64_t incarnation,
+                 size_t num_devices)
+{
+    void *base;
+    memset(segment, 0, sizeof(*segment));
+    segment->fd = lli_memory_file_create("llm-datadist-directory",
+                                         sizeof(struct lli_segment_layout), &base);
+    if (segment->fd < 0)
+        return lli_fail(LLM_FAILED, "segment", "can't open the directory of caches: %s",
+                        strerror(errno));
+    segment->layout = base;
+    segment->next_generation = 2;
+    lli_extents_init(&segment->addresses);
+    if (lli_extents_add(&segment->addresses, 0, LLI_NUM_ADDRESSES) != LLM_SUCCESS) {
+        lli_segment_close(segment);
+        return lli_fail(LLM_FAILED, "segment", "out of memory while opening the directory");
+    }
+    struct lli_segment_header *header = &segment->layout->header;
+    header->magic = LLI_SEGMENT_MAGIC;
+    header->version = LLI_SEGMENT_VERSION;
+    header->num_devices = (uint32_t)num_devices;
+    header->incarnation = incarnation;
+    header->cluster_id = cluster_id;
+    header->bytes = sizeof(struct lli_segment_layout);
+    return LLM_SUCCESS;
+}
+
+void
+lli_segment_close(struct lli_segment *segment)
+{
+    if (segment->layout == NULL)
+        return;
+    lli_extents_fini(&segment->addresses);
+    munmap(segment->layout, sizeof(*segment->layout));
+    close(segment->fd);
+    memset(segment, 0, sizeof(*segment));
+}
+
+static struct lli_entry *
+find_free_entry(struct lli_segment *segment, int64_t cache_id, uint32_t *ret_index)
+{
+    for (uint32_t probe = 0; probe < LLI_ENTRY_PROBES; probe++) {
+        uint32_t index = (uint32_t)((uint64_t)cache_id + probe) % LLI_NUM_ENTRIES;
+        struct lli_entry *entry = &segment->layout->entries[index];
+        if (atomic_load_explicit(&entry->generation, memory_order_relaxed) == 0) {
+            *ret_index = index;
+            return entry;
+        }
+    }
+    return NULL;
+}
+
+#define STORE(field, value) atomic_store_explicit(&(field), (value), memory_order_relaxed)
+#define LOAD(field) atomic_load_explicit(&(field), memory_order_relaxed)
+
+bool
+lli_segment_publish(struct lli_segment *segment, int64_t cache_id,
+                    const struct lli_geometry *geometry, size_t num_devices, uint64_t flags,
+                    const uint64_t *addresses, uint32_t *ret_entry, uint64_t *ret_generation)
+{
+    uint64_t num_addresses = (uint64_t)geometry->num_tensors * num_devices;
+    uint64_t first_address;
+    struct lli_entry *entry = find_free_entry(segment, cache_id, ret_entry);
+    if (entry == NULL ||
+        !lli_extents_take(&segment->addresses, num_addresses, 1, &first_address))
+        return false;
+
+    for (uint64_t i = 0; i < num_addresses; i++)
+        STORE(segment->layout->addresses[first_address + i], addresses[i]);
+    STORE(entry->cache_id, cache_id);
+    STORE(entry->placement_and_tensors,
+          (uint64_t)geometry->placement << 32 | geometry->num_tensors);
+    STORE(entry->num_slots, geometry->num_slots);
+    STORE(entry->stride, geometry->stride);
+    STORE(entry->tensor_bytes, geometry->tensor_bytes);
+    STORE(entry->first_address, first_address);
+    STORE(entry->flags, flags);
+    *ret_generation = segment->next_generation;
+    segment->next_generation += 2;
+    atomic_store_explicit(&entry->generation, *ret_generation, memory_order_release);
+    return true;
+}
+
+void
+lli_segment_retire(struct lli_segment *segment, uint32_t index)
+{
+    atomic_fetch_or(&segment->layout->entries[index].generation, LLI_GENERATION_RETIRED);
+    atomic_thread_fence(memory_order_seq_cst);
+}
+
+void
+lli_segment_erase(struct lli_segment *segment, uint32_t index)
+{
+    struct lli_entry *entry = &segment->layout->entries[index];
+    uint64_t num_addresses =
+        (LOAD(entry->placement_and_tensors) & UINT32_MAX) * segment->layout->header.num_devices;
+    uint64_t first_address = LOAD(entry->first_address);
+    atomic_store(&entry->generation, 0);
+    // What is written into the memory from now on comes after the generation's end.
+    atomic_thread_fence(memory_order_seq_cst);
+    lli_extents_give(&segment->addresses, first_address, num_addresses);
+}
+
+unsigned
+lli_segment_reader_enter(struct lli_segment *segment, uint64_t owner, uint64_t generation)
+{
+    uint64_t taken = atomic_load(&segment->reader_slots_taken);
+    unsigned slot;
+    for (;;) {
+        if (taken == UINT64_MAX) {
+            // 64 copies at once keep every core busy already.
+            sched_yield();
+            taken = atomic_load(&segment->reader_slots_taken);
+            continue;
+        }
+        slot = (unsigned)__builtin_ctzll(~taken);
+        if (atomic_compare_exchange_weak(&segment->reader_slots_taken, &taken,
+                                         taken | UINT64_C(1) << slot))
+            break;
+    }
+    struct lli_reader_slot *reader = &segment->layout->header.readers[slot];
+    STORE(reader->owner, owner);
+    atomic_store(&reader->generation, generation);
+    atomic_thread_fence(memory_order_seq_cst);
+    return slot;
+}
+
+void
+lli_segment_reader_leave(struct lli_segment *segment, unsigned slot)
+{
+    struct lli_reader_slot *reader = &segment->layout->header.readers[slot];
+    atomic_store_explicit(&reader->generation, 0, memory_order_release);
+    atomic_fetch_and(&segment->reader_slots_taken, ~(UINT64_C(1) << slot));
+}
+
+bool
+lli_segment_is_read(const struct lli_segment_layout *peer, uint64_t owner, uint64_t generation)
+{
+    for (unsigned i = 0; i < LLI_NUM_READER_SLOTS; i++) {
+        const struct lli_reader_slot *reader = &peer->header.readers[i];
+        uint64_t reads = atomic_load(&reader->generation);
+        if (reads != 0 && LOAD(reader->owner) == owner && (generation == 0 || reads == generation))
+            return true;
+    }
+    return false;
+}
+
+bool
+lli_segment_find(const struct lli_segment_layout *peer, int64_t cache_id,
+                 struct lli_remote_cache *ret_cache)
+{
+    for (uint32_t probe = 0; probe < LLI_ENTRY_PROBES; probe++) {
+        uint32_t index = (uint32_t)((uint64_t)cache_id + probe) % LLI_NUM_ENTRIES;
+        const struct lli_entry *entry = &peer->entries[index];
+        uint64_t generation = atomic_load_explicit(&entry->generation, memory_order_acquire);
+        if (generation == 0 || (generation & LLI_GENERATION_RETIRED) != 0 ||
+            LOAD(entry->cache_id) != cache_id)
+            continue;
+        uint64_t placement_and_tensors = LOAD(entry->placement_and_tensors);
+        *ret_cache = (struct lli_remote_cache){
+            .entry = index,
+            .generation = generation,
+            .flags = LOAD(entry->flags),
+            .first_address = LOAD(entry->first_address),
+            .geometry =
+                {
+                    .placement = (uint32_t)(placement_and_tensors >> 32),
+                    .num_tensors = (uint32_t)placement_and_tensors,
+                    .num_slots = LOAD(entry->num_slots),
+                    .stride = LOAD(entry->stride),
+                    .tensor_bytes = LOAD(entry->tensor_bytes),
+                },
+        };
+        return true;
+    }
+    return false;
+}
+
+bool
+lli_segment_still_live(const struct lli_segment_layout *peer,
+                       const struct lli_remote_cache *cache)
+{
+    return atomic_load(&peer->entries[cache->entry].generation) == cache->generation;
+}
+
+bool
+lli_segment_still_same(const struct lli_segment_layout *peer, const struct lli_remote_cache *cache)
+{
+    // The loads of the copy come before this one.
+    atomic_thread_fence(memory_order_acquire);
+    uint64_t generation = atomic_load(&peer->entries[cache->entry].generation);
+    return (generation & ~LLI_GENERATION_RETIRED) == cache->generation;
+}

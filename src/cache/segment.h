@@ -1,0 +1,137 @@
+// What an instance shows to the peers on its host: a memory file that it alone writes and that they
+// map read-only.  It holds the directory of its caches, and the slots in which it announces what it
+// is reading from others.  No process ever maps another's memory writable.
+//
+// How a pull stays safe without waking the owner:
+//
+//   puller                                      owner, freeing the cache
+//   ------                                      ------------------------
+//   finds the entry, generation G, live         marks the entry retired: nobody new gets in
+//   writes (owner, G) into a slot of its own    fence
+//   fence                                       looks into the slots of all its peers
+//   entry still live?  else: no such cache        nobody reads G: the memory is free
+//   copies                                        somebody does: keep the memory, look again later;
+//   entry still G (live or retired)?                after a bound, set the entry's generation to 0
+//     else: no such cache                           and free the memory all the same
+//   clears the slot
+//
+// Either the owner sees the slot, or the puller sees the retirement; and a reader that the owner
+// could not wait for finds out after its copy.  So success never carries somebody else's bytes.
+#ifndef LLI_SEGMENT_H
+#define LLI_SEGMENT_H
+
+#include <stdatomic.h>
+
+#include "base/base.h"
+#include "cache/extents.h"
+#include "cache/geometry.h"
+
+#define LLI_SEGMENT_MAGIC UINT64_C(0x31676573646c6c6c) // "lldseg1" and a version
+#define LLI_SEGMENT_VERSION 1u
+
+enum {
+    LLI_NUM_READER_SLOTS = 64,
+    LLI_NUM_ENTRIES = 65536,        // a power of two: caches at a time
+    LLI_ENTRY_PROBES = 64,          // an id is found within so many entries
+    LLI_NUM_ADDRESSES = 8 << 20,    // tensors of all caches
+};
+
+// Generations are even and never repeat; this bit marks a cache that is going away.
+#define LLI_GENERATION_RETIRED UINT64_C(1)
+
+struct lli_reader_slot {
+    _Atomic uint64_t owner;      // incarnation of the instance that is being read
+    _Atomic uint64_t generation; // 0: the slot is idle
+};
+
+struct lli_entry {
+    _Atomic uint64_t generation; // 0: free
+    _Atomic int64_t cache_id;
+    _Atomic uint64_t placement_and_tensors; // placement in the upper half, num_tensors in the lower
+    _Atomic uint64_t num_slots;
+    _Atomic uint64_t stride;
+    _Atomic uint64_t tensor_bytes;
+    _Atomic uint64_t first_address; // index into the addresses: num_tensors for each device
+    _Atomic uint64_t flags;         // LLI_ENTRY_REGISTERED
+};
+
+// The addresses are those of the owner's process, not offsets into its pools.
+#define LLI_ENTRY_REGISTERED UINT64_C(1)
+
+struct lli_segment_header {
+    uint64_t magic;
+    uint32_t version;
+    uint32_t num_devices;
+    uint64_t incarnation;
+    uint64_t cluster_id;
+    uint64_t bytes;
+    uint64_t pool_bytes_reserved[3];
+    struct lli_reader_slot readers[LLI_NUM_READER_SLOTS];
+    uint8_t reserved[4096 - 64 - 16 * LLI_NUM_READER_SLOTS];
+};
+
+struct lli_segment_layout {
+    struct lli_segment_header header;
+    struct lli_entry entries[LLI_NUM_ENTRIES];
+    _Atomic uint64_t addresses[LLI_NUM_ADDRESSES];
+};
+
+_Static_assert(sizeof(struct lli_reader_slot) == 16, "shared layout");
+_Static_assert(sizeof(struct lli_entry) == 64, "shared layout");
+_Static_assert(offsetof(struct lli_segment_header, readers) == 64, "shared layout");
+_Static_assert(sizeof(struct lli_segment_header) == 4096, "shared layout");
+
+// The owner's side.
+struct lli_segment {
+    int fd;
+    struct lli_segment_layout *layout;
+    uint64_t next_generation;            // guarded by the registry's lock
+    struct lli_extents addresses;        // likewise
+    _Atomic uint64_t reader_slots_taken; // a bit per slot
+};
+
+llm_status lli_segment_open(struct lli_segment *segment, uint64_t cluster_id, uint64_t incarnation,
+                            size_t num_devices);
+// Readers that still map it find every cache gone.
+void lli_segment_close(struct lli_segment *segment);
+
+// Publishes a cache; `addresses` are geometry->num_tensors * num_devices.  False when the directory
+// is full.  The caller serialises publish, retire and erase.
+bool lli_segment_publish(struct lli_segment *segment, int64_t cache_id,
+                         const struct lli_geometry *geometry, size_t num_devices, uint64_t flags,
+                         const uint64_t *addresses, uint32_t *ret_entry, uint64_t *ret_generation);
+// Nobody new gets in.  The caller then asks lli_segment_is_read of every peer's segment.
+void lli_segment_retire(struct lli_segment *segment, uint32_t entry);
+// The entry is gone for good, and its memory may be used again.
+void lli_segment_erase(struct lli_segment *segment, uint32_t entry);
+
+// Announces that this instance reads generation `generation` of `owner`.  Waits for a free slot.
+unsigned lli_segment_reader_enter(struct lli_segment *segment, uint64_t owner,
+                                  uint64_t generation);
+void lli_segment_reader_leave(struct lli_segment *segment, unsigned slot);
+
+// Does the peer whose segment this is announce that it reads that generation of ours?
+// generation 0: anything of ours.
+bool lli_segment_is_read(const struct lli_segment_layout *peer, uint64_t owner,
+                         uint64_t generation);
+
+// A peer's cache, copied out of its directory and not yet checked against anything.
+struct lli_remote_cache {
+    uint32_t entry;
+    uint64_t generation;
+    uint64_t flags;
+    uint64_t first_address;
+    struct lli_geometry geometry;
+};
+
+// Looks an id up in a peer's directory.  False: not there.
+bool lli_segment_find(const struct lli_segment_layout *peer, int64_t cache_id,
+                      struct lli_remote_cache *ret_cache);
+// After the announcement: may the cache still be entered?
+bool lli_segment_still_live(const struct lli_segment_layout *peer,
+                            const struct lli_remote_cache *cache);
+// After the copy: was it the same cache all the time?
+bool lli_segment_still_same(const struct lli_segment_layout *peer,
+                            const struct lli_remote_cache *cache);
+
+#endif

@@ -1,0 +1,336 @@
+#include "engine/engine.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/os.h"
+#include "transfer/serve.h"
+#include "transfer/transfer.h"
+
+// Beats per liveness time.
+enum { TICKS_PER_LIVENESS = 5, TICK_MS_MIN = 10 };
+
+// ---- what the rooms tell each other ----
+
+static void
+on_message(struct lli_link *link, const struct lli_message_header *header,
+           struct lli_reader *body);
+
+static void
+on_broken(struct lli_link *link, llm_status status)
+{
+    lli_transfers_broken(link, status);
+    lli_serves_broken(link);
+}
+
+static void
+tick(void *arg, uint64_t now_ns)
+{
+    struct llm_datadist *dd = arg;
+    (void)now_ns;
+    lli_links_tick(&dd->node);
+    lli_accept_tick(&dd->node);
+    lli_transfers_tick(&dd->node);
+    lli_registry_collect(&dd->registry);
+}
+
+static bool
+idle(void *arg)
+{
+    struct llm_datadist *dd = arg;
+    return lli_serves_idle(&dd->node);
+}
+
+static bool
+is_read(void *arg, uint64_t generation)
+{
+    struct llm_datadist *dd = arg;
+    return lli_links_is_read(&dd->node, generation);
+}
+
+bool
+lli_engine_link_has_work(struct lli_link *link)
+{
+    pthread_mutex_lock(&link->node->links_lock);
+    bool active = link->num_active > 0;
+    pthread_mutex_unlock(&link->node->links_lock);
+    bool read_by_peer = link->view != NULL &&
+                        lli_segment_is_read(link->view->segment,
+                                            link->node->identity.incarnation, 0);
+    return active || read_by_peer || !lli_list_empty(&link->serves);
+}
+
+static void
+peer_unlinks(struct lli_link *link)
+{
+    if (lli_engine_link_has_work(link)) {
+        lli_link_send_outcome(link, LLI_UNLINK_REPLY, 0, LLM_LINK_BUSY,
+                              "a transfer runs on the link");
+        return;
+    }
+    lli_log(LLM_LOG_INFO, "link", "cluster %llu has unlinked",
+            (unsigned long long)link->peer.cluster_id);
+    lli_link_send_outcome(link, LLI_UNLINK_REPLY, 0, LLM_SUCCESS, "");
+    // The answer has left, or the peer takes the closing for one.
+    lli_links_remove_here(link);
+}
+
+static void
+on_message(struct lli_link *link, const struct lli_message_header *header,
+           struct lli_reader *body)
+{
+    struct lli_outcome outcome;
+    bool ok;
+    switch (header->type) {
+    case LLI_PULL:
+    case LLI_PUSH:
+    case LLI_CANCEL:
+        ok = lli_serves_message(link, header, body);
+        break;
+    case LLI_RESULT:
+    case LLI_PUSH_ACCEPTED:
+    case LLI_CANCELLED:
+        ok = lli_transfers_message(link, header, body);
+        break;
+    case LLI_UNLINK:
+        peer_unlinks(link);
+        ok = true;
+        break;
+    case LLI_UNLINK_REPLY:
+        ok = lli_outcome_read(body, &outcome);
+        if (ok)
+            lli_link_unlink_answered(link, outcome.status);
+        break;
+    default:
+        ok = false;
+    }
+    if (!ok)
+        lli_link_break(link, LLM_FAILED, "the peer sent a malformed or unexpected message");
+}
+
+// ---- opening, in order; closing, in reverse ----
+
+static uint64_t
+process_token(void)
+{
+    static _Atomic uint64_t token;
+    static _Atomic int token_pid;
+    // A forked child is another process.
+    if (atomic_exchange(&token_pid, getpid()) != getpid())
+        atomic_store(&token, lli_random_u64());
+    return atomic_load(&token);
+}
+
+static uint32_t
+transport_bits(const struct lli_options *options)
+{
+    uint32_t bits = 0;
+    for (size_t i = 0; i < options->num_transports; i++)
+        bits |= 1u << options->transports[i];
+    return bits;
+}
+
+static void
+fill_identity(struct llm_datadist *dd)
+{
+    struct lli_identity *identity = &dd->node.identity;
+    memset(identity, 0, sizeof(*identity));
+    identity->cluster_id = dd->cluster_id;
+    identity->incarnation = lli_random_u64() | 1;
+    identity->process_token = process_token();
+    if (!lli_boot_id(identity->boot_id))
+        memset(identity->boot_id, 0, sizeof(identity->boot_id));
+    identity->num_devices = (uint32_t)dd->options.num_devices;
+    identity->transports = transport_bits(&dd->options);
+    identity->liveness_ms = dd->options.liveness_ms;
+    identity->role = (uint32_t)atomic_load(&dd->role);
+}
+
+static void
+close_pools(struct llm_datadist *dd, size_t num_pools)
+{
+    for (size_t i = 0; i < num_pools; i++)
+        lli_pool_close(&dd->pools[i]);
+    lli_free(dd->pools);
+    dd->pools = NULL;
+}
+
+static llm_status
+open_pools(struct llm_datadist *dd)
+{
+    const struct lli_options *options = &dd->options;
+    dd->pools = lli_calloc(options->num_devices, sizeof(*dd->pools));
+    if (dd->pools == NULL)
+        return lli_fail(LLM_FAILED, "engine", "no memory for %zu pools", options->num_devices);
+    for (size_t i = 0; i < options->num_devices; i++) {
+        llm_status status = lli_pool_open(&dd->pools[i], options->pool_bytes, options->tiers,
+                                          options->num_tiers);
+        if (status != LLM_SUCCESS) {
+            close_pools(dd, i);
+            return status;
+        }
+    }
+    return LLM_SUCCESS;
+}
+
+static void
+open_node(struct llm_datadist *dd, uint32_t tick_ms)
+{
+    struct lli_node *node = &dd->node;
+    struct lli_identity identity = node->identity;
+    memset(node, 0, sizeof(*node));
+    node->identity = identity;
+    node->options = &dd->options;
+    node->loop = &dd->loop;
+    node->registry = &dd->registry;
+    node->segment = &dd->segment;
+    node->pools = dd->pools;
+    node->on_message = on_message;
+    node->on_broken = on_broken;
+    lli_node_open(node, tick_ms);
+}
+
+static llm_status
+start_loop(struct llm_datadist *dd)
+{
+    struct lli_options *options = &dd->options;
+    llm_status status = lli_exchange_listen(&dd->node, &dd->exchange);
+    if (status != LLM_SUCCESS)
+        return status;
+    status = lli_listeners_open(&dd->node, options->listen, options->num_listen, &dd->listeners);
+    if (status != LLM_SUCCESS)
+        goto close_exchange;
+    status = lli_listeners_start(&dd->listeners);
+    if (status == LLM_SUCCESS)
+        status = lli_loop_start(&dd->loop);
+    if (status != LLM_SUCCESS)
+        goto close_listeners;
+    return LLM_SUCCESS;
+
+close_listeners:
+    lli_listeners_close(&dd->node, &dd->listeners);
+close_exchange:
+    lli_exchange_listener_close(&dd->exchange);
+    return status;
+}
+
+static llm_status
+open_rooms(struct llm_datadist *dd)
+{
+    uint32_t tick_ms =
+        (uint32_t)lli_max(dd->options.liveness_ms / TICKS_PER_LIVENESS, TICK_MS_MIN);
+    uint64_t patience_ns =
+        LLI_MS_TO_NS((uint64_t)dd->options.sync_wait_ms + dd->options.liveness_ms);
+    llm_status status = open_pools(dd);
+    if (status != LLM_SUCCESS)
+        return status;
+    // Check 10 of §5.3 comes after the devices.
+    fill_identity(dd);
+    status = lli_segment_open(&dd->segment, dd->cluster_id, dd->node.identity.incarnation,
+                              dd->options.num_devices);
+    if (status != LLM_SUCCESS)
+        goto close_pools;
+    status = lli_loop_open(&dd->loop, tick_ms, tick, idle, dd);
+    if (status != LLM_SUCCESS)
+        goto close_segment;
+    open_node(dd, tick_ms);
+    lli_registry_open(&dd->registry, &dd->segment, dd->pools, dd->options.num_devices,
+                      patience_ns, is_read, dd);
+    status = start_loop(dd);
+    if (status != LLM_SUCCESS)
+        goto close_registry;
+    return LLM_SUCCESS;
+
+close_registry:
+    lli_registry_close(&dd->registry);
+    lli_loop_close(&dd->loop);
+    lli_node_close(&dd->node);
+close_segment:
+    lli_segment_close(&dd->segment);
+close_pools:
+    close_pools(dd, dd->options.num_devices);
+    return status;
+}
+
+llm_status
+lli_engine_open(struct llm_datadist *dd, const llm_option *options, size_t num_options)
+{
+    llm_role role = (llm_role)atomic_load(&dd->role);
+    LLI_TRY(lli_options_parse(options, num_options, role, &dd->options));
+    llm_status status = lli_options_parse_tiers(&dd->options);
+    if (status == LLM_SUCCESS)
+        status = open_rooms(dd);
+    if (status != LLM_SUCCESS)
+        lli_options_fini(&dd->options);
+    return status;
+}
+
+static void
+remove_all_links(struct llm_datadist *dd)
+{
+    struct lli_node *node = &dd->node;
+    LLI_LIST_FOR(item, &node->links)
+        lli_links_remove_here(LLI_LIST_ENTRY(item, struct lli_link, in_table));
+}
+
+void
+lli_engine_close(struct llm_datadist *dd)
+{
+    lli_loop_stop(&dd->loop);
+    // From here on this thread is the loop's.
+    lli_listeners_close(&dd->node, &dd->listeners);
+    lli_exchange_listener_close(&dd->exchange);
+    lli_accept_end_all(&dd->node);
+    remove_all_links(dd);
+    lli_loop_close(&dd->loop);
+    lli_registry_close(&dd->registry);
+    lli_node_close(&dd->node);
+    lli_segment_close(&dd->segment);
+    close_pools(dd, dd->options.num_devices);
+    lli_options_fini(&dd->options);
+}
+
+// ---- changing the listener ----
+
+struct swap {
+    struct llm_datadist *dd;
+    struct lli_listeners listeners;
+    llm_status status;
+};
+
+static void
+swap_listeners(void *arg)
+{
+    struct swap *swap = arg;
+    struct llm_datadist *dd = swap->dd;
+    swap->status = lli_listeners_start(&swap->listeners);
+    if (swap->status != LLM_SUCCESS) {
+        lli_listeners_close(&dd->node, &swap->listeners);
+        return;
+    }
+    lli_listeners_close(&dd->node, &dd->listeners);
+    dd->listeners = swap->listeners;
+}
+
+static bool
+listens_at(const struct llm_datadist *dd, const struct lli_listen_address *address)
+{
+    if (address == NULL || dd->listeners.num_devices != 1 || address->port == 0)
+        return false;
+    const struct lli_listen_address *current = &dd->listeners.of_device[0]->address;
+    return current->ip.s_addr == address->ip.s_addr && current->port == address->port;
+}
+
+llm_status
+lli_engine_relisten(struct llm_datadist *dd, const struct lli_listen_address *address)
+{
+    struct swap swap = {.dd = dd};
+    if (listens_at(dd, address))
+        return LLM_SUCCESS;
+    if (address != NULL)
+        LLI_TRY(lli_listeners_open(&dd->node, address, 1, &swap.listeners));
+    lli_loop_call(&dd->loop, swap_listeners, &swap);
+    return swap.status;
+}

@@ -1,0 +1,627 @@
+// How a link is accepted:
+//
+//   stranger --HELLO(control)--> pending link --HELLO(device, data), memory files--> ...
+//            --CHOOSE--> in the table, READY is sent
+//
+// A stranger or a pending link that takes longer than ten seconds, or says something else, is
+// dropped; that is all it can cause.
+#include "link/accept.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/os.h"
+#include "link/exchange.h"
+
+enum { STRANGERS_MAX = 4096, PATIENCE_MS = 10000 };
+
+// A connection that has not said who it is.  Over TCP it has a conn, over the host's socket a source.
+struct stranger {
+    struct lli_list node_list;
+    struct lli_node *node;
+    struct lli_listener *listener;
+    struct lli_conn *conn;
+    struct lli_source source;
+    uint64_t since_tick;
+};
+
+// A link that is being made.
+struct pending {
+    struct lli_list node_list;
+    struct lli_node *node;
+    struct lli_link *link;
+    uint64_t link_token;
+    uint64_t since_tick;
+    struct lli_conn *control;
+    struct lli_conn *devices[LLI_NUM_DEVICES_MAX];
+    size_t num_devices; // connections in `devices`
+};
+
+// ---- pending links ----
+
+static struct pending *
+find_pending(struct lli_node *node, uint64_t link_token, uint64_t incarnation)
+{
+    LLI_LIST_FOR(item, &node->pending) {
+        struct pending *pending = LLI_LIST_ENTRY(item, struct pending, node_list);
+        if (pending->link_token == link_token && pending->link->peer.incarnation == incarnation)
+            return pending;
+    }
+    return NULL;
+}
+
+// Drops what a pending link still owns.
+static void
+drop_pending(struct pending *pending)
+{
+    lli_list_remove(&pending->node_list);
+    if (pending->control != NULL)
+        lli_conn_close(pending->control);
+    for (size_t i = 0; i < LLI_NUM_DEVICES_MAX; i++) {
+        if (pending->devices[i] != NULL)
+            lli_conn_close(pending->devices[i]);
+    }
+    lli_stream_close(&pending->link->stream);
+    lli_link_put(pending->link);
+    lli_free(pending);
+}
+
+static void
+pending_closed(struct lli_conn *conn, const char *why)
+{
+    struct pending *pending = conn->owner;
+    lli_log(LLM_LOG_INFO, "link", "cluster %llu left while its link was being made: %s",
+            (unsigned long long)pending->link->peer.cluster_id, why);
+    if (pending->control == conn)
+        pending->control = NULL;
+    for (size_t i = 0; i < LLI_NUM_DEVICES_MAX; i++) {
+        if (pending->devices[i] == conn)
+            pending->devices[i] = NULL;
+    }
+    drop_pending(pending);
+}
+
+static void
+unexpected_message(struct lli_conn *conn, const struct lli_message_header *header,
+                   struct lli_reader *body)
+{
+    (void)header;
+    (void)body;
+    drop_pending(conn->owner);
+}
+
+static void
+send_outcome(struct lli_conn *conn, enum lli_message_type type, llm_status status,
+             const char *text)
+{
+    uint8_t bytes[LLI_REASON_BYTES + 16];
+    struct lli_writer w;
+    struct lli_outcome outcome = {.status = status};
+    snprintf(outcome.text, sizeof(outcome.text), "%s", text);
+    lli_writer_init(&w, bytes, sizeof(bytes));
+    lli_outcome_write(&w, &outcome);
+    lli_conn_send(conn, type, 0, bytes, w.size);
+}
+
+static const char *
+check_choice(const struct pending *pending, const struct lli_choose *choose)
+{
+    const struct lli_link *link = pending->link;
+    if (choose->transport >= LLI_NUM_TRANSPORTS ||
+        (pending->node->identity.transports & 1u << choose->transport) == 0)
+        return "this transport is not allowed here";
+    if (choose->transport == LLI_TRANSPORT_TCP && link->stream.num_conns == 0)
+        return "a tcp link needs data connections";
+    if (choose->transport != LLI_TRANSPORT_TCP && link->view == NULL)
+        return "memory files have not been exchanged";
+    if (pending->num_devices + 1 != pending->node->options->num_devices)
+        return "connections to some devices are missing";
+    if (lli_link_is_broken(pending->link))
+        return "a data connection has failed";
+    return NULL;
+}
+
+static void
+fill_addresses(struct lli_link *link, const struct pending *pending)
+{
+    for (size_t i = 0; i < pending->node->options->num_devices; i++) {
+        const struct lli_conn *conn = i == 0 ? pending->control : pending->devices[i - 1];
+        struct sockaddr_in local;
+        socklen_t bytes = sizeof(local);
+        link->remote_ips[i] = conn->peer.sin_addr;
+        if (getsockname(conn->source.fd, (struct sockaddr *)&local, &bytes) == 0)
+            link->local_ips[i] = local.sin_addr;
+    }
+}
+
+static void
+establish(struct pending *pending, const struct lli_choose *choose)
+{
+    struct lli_link *link = pending->link;
+    struct lli_conn *control = pending->control;
+    link->transport = (enum lli_transport_kind)choose->transport;
+    snprintf(link->reason, sizeof(link->reason), "%s", choose->reason);
+    fill_addresses(link, pending);
+    lli_list_remove(&pending->node_list);
+    for (uint32_t i = 0; i < pending->node->options->num_devices; i++)
+        lli_link_attach(link, i, i == 0 ? control : pending->devices[i - 1]);
+    // First the table, then the word: the connector may use the link at once, and so may we.
+    lli_links_insert(link);
+    send_outcome(control, LLI_READY, LLM_SUCCESS, "");
+    lli_link_put(link);
+    lli_free(pending);
+}
+
+static void
+pending_message(struct lli_conn *conn, const struct lli_message_header *header,
+                struct lli_reader *body)
+{
+    struct pending *pending = conn->owner;
+    struct lli_choose choose;
+    if (header->type != LLI_CHOOSE || !lli_choose_read(body, &choose)) {
+        drop_pending(pending);
+        return;
+    }
+    const char *wrong = check_choice(pending, &choose);
+    if (wrong != NULL) {
+        send_outcome(conn, LLI_READY, LLM_LINK_FAILED, wrong);
+        drop_pending(pending);
+        return;
+    }
+    establish(pending, &choose);
+}
+
+// ---- strangers ----
+
+static struct stranger *
+new_stranger(struct lli_node *node)
+{
+    struct stranger *stranger =
+        node->num_strangers < STRANGERS_MAX ? lli_calloc(1, sizeof(*stranger)) : NULL;
+    if (stranger == NULL)
+        return NULL;
+    stranger->node = node;
+    stranger->since_tick = node->tick;
+    lli_list_append(&node->strangers, &stranger->node_list);
+    node->num_strangers++;
+    return stranger;
+}
+
+static void
+forget_stranger(struct stranger *stranger)
+{
+    lli_list_remove(&stranger->node_list);
+    stranger->node->num_strangers--;
+    lli_free(stranger);
+}
+
+static void
+drop_stranger(struct stranger *stranger)
+{
+    if (stranger->conn != NULL) {
+        lli_conn_close(stranger->conn);
+        forget_stranger(stranger);
+    } else {
+        // Its memory is freed by the loop.
+        lli_list_remove(&stranger->node_list);
+        stranger->node->num_strangers--;
+        lli_loop_remove(stranger->node->loop, &stranger->source);
+    }
+}
+
+static void
+stranger_closed(struct lli_conn *conn, const char *why)
+{
+    lli_log(LLM_LOG_DEBUG, "link", "a connection ended before it said what it wants: %s", why);
+    forget_stranger(conn->owner);
+}
+
+static void
+reply_hello(struct lli_node *node, struct lli_conn *conn, llm_status status, const char *text)
+{
+    uint8_t bytes[LLI_HELLO_BODY_BYTES_MAX];
+    struct lli_writer w;
+    struct lli_hello_reply reply = {.status = status, .from = node->identity};
+    snprintf(reply.text, sizeof(reply.text), "%s", text);
+    lli_writer_init(&w, bytes, sizeof(bytes));
+    lli_hello_reply_write(&w, &reply);
+    lli_conn_send(conn, LLI_HELLO_REPLY, 0, bytes, w.size);
+}
+
+static void LLI_PRINTF(3, 4)
+refuse(struct stranger *stranger, const struct lli_hello *hello, const char *format, ...)
+{
+    char text[LLI_REASON_BYTES];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof(text), format, args);
+    va_end(args);
+    char from[INET_ADDRSTRLEN];
+    inet_ntop(AF_INET, &stranger->conn->peer.sin_addr, from, sizeof(from));
+    lli_log(LLM_LOG_WARN, "link", "a link from cluster %llu at %s was refused: %s",
+            (unsigned long long)hello->from.cluster_id, from, text);
+    reply_hello(stranger->node, stranger->conn, LLM_LINK_FAILED, text);
+    drop_stranger(stranger);
+}
+
+static void
+greet_control(struct stranger *stranger, const struct lli_hello *hello)
+{
+    struct lli_node *node = stranger->node;
+    struct lli_conn *conn = stranger->conn;
+    if (hello->from.incarnation == node->identity.incarnation) {
+        refuse(stranger, hello, "an instance can't be linked with itself");
+        return;
+    }
+    if (hello->from.num_devices != node->options->num_devices) {
+        refuse(stranger, hello, "it has %u devices, here are %zu", hello->from.num_devices,
+               node->options->num_devices);
+        return;
+    }
+    struct pending *pending = lli_calloc(1, sizeof(*pending));
+    struct lli_link *link = lli_link_new(node, &hello->from);
+    if (pending == NULL || link == NULL) {
+        lli_free(pending);
+        if (link != NULL)
+            lli_link_put(link);
+        refuse(stranger, hello, "out of memory");
+        return;
+    }
+    pending->node = node;
+    pending->link = link;
+    pending->link_token = hello->link_token;
+    pending->since_tick = node->tick;
+    pending->control = conn;
+    lli_list_append(&node->pending, &pending->node_list);
+    conn->owner = pending;
+    conn->on_message = pending_message;
+    conn->on_closed = pending_closed;
+    forget_stranger(stranger);
+    reply_hello(node, conn, LLM_SUCCESS, "");
+}
+
+static void
+greet_device(struct stranger *stranger, const struct lli_hello *hello, struct pending *pending)
+{
+    struct lli_conn *conn = stranger->conn;
+    uint32_t index = hello->device_index;
+    if (index == 0 || index >= pending->node->options->num_devices ||
+        pending->devices[index - 1] != NULL) {
+        refuse(stranger, hello, "device %u is out of place", index);
+        return;
+    }
+    pending->devices[index - 1] = conn;
+    pending->num_devices++;
+    conn->owner = pending;
+    conn->on_message = unexpected_message;
+    conn->on_closed = pending_closed;
+    forget_stranger(stranger);
+    reply_hello(pending->node, conn, LLM_SUCCESS, "");
+}
+
+static void
+greet_data(struct stranger *stranger, const struct lli_hello *hello, struct pending *pending)
+{
+    struct lli_conn *conn = stranger->conn;
+    if (pending->link->stream.num_conns == LLI_NUM_STREAM_CONNS_MAX) {
+        refuse(stranger, hello, "more than %d data connections", LLI_NUM_STREAM_CONNS_MAX);
+        return;
+    }
+    reply_hello(stranger->node, conn, LLM_SUCCESS, "");
+    // The reply is a few hundred bytes on a fresh connection: it has left, or the connection is bad.
+    int fd = conn->out_bytes == 0 && conn->why == NULL ? lli_conn_detach(conn) : -1;
+    if (fd >= 0)
+        (void)lli_stream_add(&pending->link->stream, fd);
+    drop_stranger(stranger);
+}
+
+static void
+stranger_message(struct lli_conn *conn, const struct lli_message_header *header,
+                 struct lli_reader *body)
+{
+    struct stranger *stranger = conn->owner;
+    struct lli_node *node = stranger->node;
+    struct lli_hello hello;
+    memset(&hello, 0, sizeof(hello));
+    if (header->type != LLI_HELLO) {
+        drop_stranger(stranger);
+        return;
+    }
+    if (!lli_hello_read(body, &hello)) {
+        refuse(stranger, &hello, "its hello can't be read, or it speaks other versions");
+        return;
+    }
+    if (hello.expected_cluster_id != node->identity.cluster_id) {
+        refuse(stranger, &hello, "here is cluster %llu, it wants cluster %llu",
+               (unsigned long long)node->identity.cluster_id,
+               (unsigned long long)hello.expected_cluster_id);
+        return;
+    }
+    if (hello.purpose == LLI_PURPOSE_CONTROL) {
+        greet_control(stranger, &hello);
+        return;
+    }
+    struct pending *pending = find_pending(node, hello.link_token, hello.from.incarnation);
+    if (pending == NULL)
+        refuse(stranger, &hello, "the link that the connection is for is not being made");
+    else if (hello.purpose == LLI_PURPOSE_DEVICE)
+        greet_device(stranger, &hello, pending);
+    else if (hello.purpose == LLI_PURPOSE_DATA)
+        greet_data(stranger, &hello, pending);
+    else
+        refuse(stranger, &hello, "unknown purpose %u", hello.purpose);
+}
+
+// ---- listeners ----
+
+// Out of descriptors: spends the reserve to take the caller in and turn it away; otherwise the
+// listener would report it again and again.
+static void
+turn_away(struct lli_node *node, int listen_fd)
+{
+    if (node->reserve_fd < 0)
+        return;
+    close(node->reserve_fd);
+    int fd = lli_accept(listen_fd, NULL);
+    if (fd >= 0)
+        close(fd);
+    node->reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    lli_log(LLM_LOG_ERROR, "link", "out of file descriptors: a connection was turned away");
+}
+
+static void
+accept_failed(struct lli_node *node, int listen_fd)
+{
+    if (errno == EMFILE || errno == ENFILE)
+        turn_away(node, listen_fd);
+}
+
+static void
+accept_tcp(struct lli_source *source, uint32_t events)
+{
+    struct lli_listener *listener = LLI_CONTAINER_OF(source, struct lli_listener, source);
+    struct lli_node *node = listener->node;
+    (void)events;
+    for (;;) {
+        struct sockaddr_in peer = {0};
+        int fd = lli_accept(source->fd, &peer);
+        if (fd < 0) {
+            accept_failed(node, source->fd);
+            return;
+        }
+        lli_tcp_tune(fd);
+        struct stranger *stranger = new_stranger(node);
+        if (stranger == NULL) {
+            close(fd);
+            continue;
+        }
+        stranger->listener = listener;
+        stranger->conn =
+            lli_conn_open(node->loop, fd, stranger, stranger_message, stranger_closed);
+        if (stranger->conn == NULL)
+            forget_stranger(stranger);
+        else
+            stranger->conn->peer = peer;
+    }
+}
+
+static struct lli_listener *
+find_listener(struct lli_listeners *listeners, const struct lli_listen_address *address,
+              const struct lli_listen_address *addresses)
+{
+    for (size_t i = 0; i < listeners->num_devices; i++) {
+        if (addresses[i].ip.s_addr == address->ip.s_addr && addresses[i].port == address->port)
+            return listeners->of_device[i];
+    }
+    return NULL;
+}
+
+static llm_status
+open_listener(struct lli_node *node, const struct lli_listen_address *address,
+              struct lli_listener **ret_listener)
+{
+    struct lli_listener *listener = lli_calloc(1, sizeof(*listener));
+    if (listener == NULL)
+        return lli_fail(LLM_FAILED, "link", "no memory for a listener");
+    listener->node = node;
+    listener->address = *address;
+    int fd = lli_tcp_listen(address->ip, address->port, &listener->address.port);
+    if (fd < 0) {
+        lli_free(listener);
+        return lli_fail(LLM_FAILED, "link", "can't listen at %s:%u: %s", address->ip_text,
+                        address->port, strerror(errno));
+    }
+    listener->source = (struct lli_source){.fd = fd, .events = EPOLLIN, .ready = accept_tcp};
+    *ret_listener = listener;
+    return LLM_SUCCESS;
+}
+
+static void
+free_listener(struct lli_source *source)
+{
+    lli_free(LLI_CONTAINER_OF(source, struct lli_listener, source));
+}
+
+static void
+close_listener(struct lli_listener *listener)
+{
+    if (listener->source.added) {
+        listener->source.free = free_listener;
+        lli_loop_remove(listener->node->loop, &listener->source);
+    } else {
+        close(listener->source.fd);
+        lli_free(listener);
+    }
+}
+
+llm_status
+lli_listeners_open(struct lli_node *node, const struct lli_listen_address *addresses,
+                   size_t num_addresses, struct lli_listeners *ret_listeners)
+{
+    struct lli_listeners opened = {0};
+    for (size_t i = 0; i < num_addresses; i++) {
+        struct lli_listener *listener = find_listener(&opened, &addresses[i], addresses);
+        if (listener == NULL) {
+            llm_status status = open_listener(node, &addresses[i], &listener);
+            if (status != LLM_SUCCESS) {
+                lli_listeners_close(node, &opened);
+                return status;
+            }
+            opened.listeners[opened.num_listeners++] = listener;
+        }
+        opened.of_device[opened.num_devices++] = listener;
+    }
+    *ret_listeners = opened;
+    return LLM_SUCCESS;
+}
+
+llm_status
+lli_listeners_start(struct lli_listeners *listeners)
+{
+    for (size_t i = 0; i < listeners->num_listeners; i++) {
+        struct lli_listener *listener = listeners->listeners[i];
+        LLI_TRY(lli_loop_add(listener->node->loop, &listener->source));
+        lli_log(LLM_LOG_INFO, "link", "cluster %llu listens at %s:%u",
+                (unsigned long long)listener->node->identity.cluster_id,
+                listener->address.ip_text, listener->address.port);
+    }
+    return LLM_SUCCESS;
+}
+
+void
+lli_listeners_close(struct lli_node *node, struct lli_listeners *listeners)
+{
+    (void)node;
+    for (size_t i = 0; i < listeners->num_listeners; i++)
+        close_listener(listeners->listeners[i]);
+    memset(listeners, 0, sizeof(*listeners));
+}
+
+// ---- the exchange of memory files ----
+
+static void
+free_stranger_source(struct lli_source *source)
+{
+    lli_free(LLI_CONTAINER_OF(source, struct stranger, source));
+}
+
+static void
+take_offer(struct stranger *stranger, struct lli_exchange_offer *offer)
+{
+    struct lli_node *node = stranger->node;
+    char why[LLI_REASON_BYTES] = "no link with this token is being made";
+    struct pending *pending = find_pending(node, offer->link_token, offer->incarnation);
+    if (pending != NULL && pending->link->view == NULL)
+        pending->link->view = lli_view_map(offer->fds, offer->num_fds, offer->incarnation,
+                                           node->options->num_devices, why, sizeof(why));
+    bool ok = pending != NULL && pending->link->view != NULL;
+    lli_exchange_answer(node, stranger->source.fd, ok ? LLM_SUCCESS : LLM_FAILED, ok ? "" : why);
+}
+
+static void
+exchange_ready(struct lli_source *source, uint32_t events)
+{
+    struct stranger *stranger = LLI_CONTAINER_OF(source, struct stranger, source);
+    struct lli_exchange_offer offer;
+    char why[LLI_REASON_BYTES] = "";
+    (void)events;
+    if (lli_exchange_receive(source->fd, &offer, why, sizeof(why))) {
+        take_offer(stranger, &offer);
+        lli_exchange_offer_fini(&offer);
+    } else {
+        lli_exchange_answer(stranger->node, source->fd, LLM_FAILED, why);
+    }
+    drop_stranger(stranger);
+}
+
+static void
+accept_exchange(struct lli_source *source, uint32_t events)
+{
+    struct lli_exchange_listener *listener =
+        LLI_CONTAINER_OF(source, struct lli_exchange_listener, source);
+    (void)events;
+    for (;;) {
+        int fd = lli_accept(source->fd, NULL);
+        if (fd < 0) {
+            accept_failed(listener->node, source->fd);
+            return;
+        }
+        struct stranger *stranger = new_stranger(listener->node);
+        if (stranger == NULL) {
+            close(fd);
+            continue;
+        }
+        stranger->source = (struct lli_source){
+            .fd = fd,
+            .events = EPOLLIN,
+            .ready = exchange_ready,
+            .free = free_stranger_source,
+        };
+        if (lli_loop_add(listener->node->loop, &stranger->source) != LLM_SUCCESS) {
+            close(fd);
+            forget_stranger(stranger);
+        }
+    }
+}
+
+llm_status
+lli_exchange_listen(struct lli_node *node, struct lli_exchange_listener *listener)
+{
+    memset(listener, 0, sizeof(*listener));
+    listener->node = node;
+    int fd = lli_unix_listen(node->identity.unix_name, sizeof(node->identity.unix_name));
+    if (fd < 0)
+        return lli_fail(LLM_FAILED, "link", "can't open a Unix socket: %s", strerror(errno));
+    listener->source = (struct lli_source){.fd = fd, .events = EPOLLIN, .ready = accept_exchange};
+    llm_status status = lli_loop_add(node->loop, &listener->source);
+    if (status != LLM_SUCCESS)
+        close(fd);
+    else
+        listener->open = true;
+    return status;
+}
+
+void
+lli_exchange_listener_close(struct lli_exchange_listener *listener)
+{
+    if (listener->open)
+        lli_loop_remove(listener->node->loop, &listener->source);
+    listener->open = false;
+}
+
+// ---- time ----
+
+static void
+end_older_than(struct lli_node *node, uint64_t ticks)
+{
+    LLI_LIST_FOR(item, &node->strangers) {
+        struct stranger *stranger = LLI_LIST_ENTRY(item, struct stranger, node_list);
+        if (node->tick - stranger->since_tick >= ticks)
+            drop_stranger(stranger);
+    }
+    LLI_LIST_FOR(item, &node->pending) {
+        struct pending *pending = LLI_LIST_ENTRY(item, struct pending, node_list);
+        if (node->tick - pending->since_tick >= ticks)
+            drop_pending(pending);
+    }
+}
+
+void
+lli_accept_tick(struct lli_node *node)
+{
+    end_older_than(node, PATIENCE_MS / node->tick_ms);
+}
+
+void
+lli_accept_end_all(struct lli_node *node)
+{
+    end_older_than(node, 0);
+}

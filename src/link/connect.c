@@ -1,0 +1,428 @@
+#include "link/connect.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/os.h"
+#include "link/exchange.h"
+
+// A link being made.
+struct attempt {
+    struct lli_node *node;
+    const struct lli_link_target *target;
+    uint64_t deadline_ns;
+    uint64_t link_token;
+    struct lli_identity peer;
+    int fds[LLI_NUM_DEVICES_MAX]; // -1 = not yet
+    int data_fds[LLI_NUM_STREAM_CONNS_MAX];
+    size_t num_data_fds;
+    struct lli_view *view;
+    enum lli_transport_kind transport;
+    char reason[LLI_REASON_BYTES];
+    char why[LLI_REASON_BYTES + 64]; // it failed
+    bool timed_out;
+    llm_status adopted;
+};
+
+// ---- blocking input and output with a deadline ----
+
+static bool
+wait_for(struct attempt *a, int fd, short events)
+{
+    struct pollfd wait = {.fd = fd, .events = events};
+    int result;
+    do {
+        result = poll(&wait, 1, lli_ms_until(a->deadline_ns));
+    } while (result < 0 && errno == EINTR);
+    if (result == 0) {
+        a->timed_out = true;
+        snprintf(a->why, sizeof(a->why), "the time is up");
+    } else if (result < 0) {
+        snprintf(a->why, sizeof(a->why), "poll: %s", strerror(errno));
+    }
+    return result > 0;
+}
+
+static bool
+send_all(struct attempt *a, int fd, const uint8_t *bytes, size_t num_bytes)
+{
+    while (num_bytes > 0) {
+        ssize_t sent = send(fd, bytes, num_bytes, MSG_NOSIGNAL);
+        if (sent > 0) {
+            bytes += sent;
+            num_bytes -= (size_t)sent;
+        } else if (errno == EAGAIN) {
+            if (!wait_for(a, fd, POLLOUT))
+                return false;
+        } else if (errno != EINTR) {
+            snprintf(a->why, sizeof(a->why), "%s", strerror(errno));
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool
+receive_all(struct attempt *a, int fd, uint8_t *bytes, size_t num_bytes)
+{
+    while (num_bytes > 0) {
+        ssize_t received = recv(fd, bytes, num_bytes, 0);
+        if (received > 0) {
+            bytes += received;
+            num_bytes -= (size_t)received;
+        } else if (received == 0) {
+            snprintf(a->why, sizeof(a->why), "the peer closed the connection");
+            return false;
+        } else if (errno == EAGAIN) {
+            if (!wait_for(a, fd, POLLIN))
+                return false;
+        } else if (errno != EINTR) {
+            snprintf(a->why, sizeof(a->why), "%s", strerror(errno));
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool
+send_message(struct attempt *a, int fd, enum lli_message_type type, const struct lli_writer *body)
+{
+    uint8_t bytes[LLI_MESSAGE_HEADER_BYTES + LLI_HELLO_BODY_BYTES_MAX];
+    struct lli_message_header header = {
+        .type = (uint8_t)type,
+        .body_bytes = (uint32_t)body->size,
+    };
+    lli_message_header_write(bytes, &header);
+    memcpy(bytes + LLI_MESSAGE_HEADER_BYTES, body->bytes, body->size);
+    return send_all(a, fd, bytes, LLI_MESSAGE_HEADER_BYTES + body->size);
+}
+
+// Waits for one message of that type; `body` has room for LLI_HELLO_BODY_BYTES_MAX.
+static bool
+receive_message(struct attempt *a, int fd, enum lli_message_type type, uint8_t *body,
+                struct lli_reader *ret_reader)
+{
+    uint8_t head[LLI_MESSAGE_HEADER_BYTES];
+    struct lli_message_header header;
+    if (!receive_all(a, fd, head, sizeof(head)))
+        return false;
+    const char *wrong = lli_message_header_read(head, &header);
+    if (wrong == NULL &&
+        (header.type != type || header.body_bytes > LLI_HELLO_BODY_BYTES_MAX))
+        wrong = "it answered with an unexpected message";
+    if (wrong != NULL) {
+        snprintf(a->why, sizeof(a->why), "%s", wrong);
+        return false;
+    }
+    if (!receive_all(a, fd, body, header.body_bytes))
+        return false;
+    lli_reader_init(ret_reader, body, header.body_bytes);
+    return true;
+}
+
+// ---- steps ----
+
+// Connects to the listener of a device.  Only the first connection of a device may ask for a source
+// port: a port can be used once towards the same listener.
+static int
+dial(struct attempt *a, uint32_t device_index, bool use_port)
+{
+    struct sockaddr_in local = a->target->local[device_index];
+    if (!use_port)
+        local.sin_port = 0;
+    int fd = lli_tcp_connect_start(&local, &a->target->remote[device_index]);
+    if (fd < 0) {
+        snprintf(a->why, sizeof(a->why), "%s", strerror(errno));
+        return -1;
+    }
+    int error = 0;
+    socklen_t bytes = sizeof(error);
+    if (!wait_for(a, fd, POLLOUT)) {
+        close(fd);
+        return -1;
+    }
+    getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &bytes);
+    if (error != 0) {
+        snprintf(a->why, sizeof(a->why), "%s", strerror(error));
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+static bool
+check_peer(struct attempt *a, const struct lli_hello_reply *reply, bool is_first)
+{
+    if (reply->status != LLM_SUCCESS) {
+        snprintf(a->why, sizeof(a->why), "the peer refused: %s", reply->text);
+        return false;
+    }
+    if (reply->from.cluster_id != a->target->cluster_id) {
+        snprintf(a->why, sizeof(a->why), "it is cluster %llu",
+                 (unsigned long long)reply->from.cluster_id);
+        return false;
+    }
+    if (!is_first && reply->from.incarnation != a->peer.incarnation) {
+        snprintf(a->why, sizeof(a->why), "the addresses belong to different instances");
+        return false;
+    }
+    if (reply->from.num_devices != a->node->options->num_devices) {
+        snprintf(a->why, sizeof(a->why), "it has %u devices, here are %zu",
+                 reply->from.num_devices, a->node->options->num_devices);
+        return false;
+    }
+    return true;
+}
+
+// Opens one connection and says what it is for.  -1 on failure.
+static int
+greet(struct attempt *a, enum lli_connection_purpose purpose, uint32_t device_index)
+{
+    uint8_t body[LLI_HELLO_BODY_BYTES_MAX];
+    struct lli_writer w;
+    struct lli_reader r;
+    struct lli_hello hello = {
+        .link_token = a->link_token,
+        .expected_cluster_id = a->target->cluster_id,
+        .purpose = purpose,
+        .device_index = device_index,
+        .from = a->node->identity,
+    };
+    struct lli_hello_reply reply;
+    int fd = dial(a, device_index, purpose != LLI_PURPOSE_DATA);
+    if (fd < 0)
+        return -1;
+    lli_writer_init(&w, body, sizeof(body));
+    lli_hello_write(&w, &hello);
+    if (!send_message(a, fd, LLI_HELLO, &w) ||
+        !receive_message(a, fd, LLI_HELLO_REPLY, body, &r))
+        goto close_fd;
+    if (!lli_hello_reply_read(&r, &reply)) {
+        snprintf(a->why, sizeof(a->why), "its answer can't be read");
+        goto close_fd;
+    }
+    if (!check_peer(a, &reply, purpose == LLI_PURPOSE_CONTROL))
+        goto close_fd;
+    if (purpose == LLI_PURPOSE_CONTROL)
+        a->peer = reply.from;
+    return fd;
+
+close_fd:
+    close(fd);
+    return -1;
+}
+
+static bool
+map_memory(struct attempt *a, char *why, size_t why_size)
+{
+    a->view =
+        lli_exchange_connect(a->node, &a->peer, a->link_token, a->deadline_ns, why, why_size);
+    return a->view != NULL;
+}
+
+static bool
+open_data_connections(struct attempt *a, char *why, size_t why_size)
+{
+    while (a->num_data_fds < a->node->options->tcp_connections) {
+        int fd = greet(a, LLI_PURPOSE_DATA, 0);
+        if (fd < 0) {
+            snprintf(why, why_size, "%s", a->why);
+            return false;
+        }
+        a->data_fds[a->num_data_fds++] = fd;
+    }
+    return true;
+}
+
+static bool
+is_same_host(const struct attempt *a)
+{
+    static const uint8_t unknown[16];
+    const struct lli_identity *us = &a->node->identity;
+    return memcmp(us->boot_id, unknown, sizeof(unknown)) != 0 &&
+           memcmp(us->boot_id, a->peer.boot_id, sizeof(us->boot_id)) == 0;
+}
+
+static bool
+try_transport(struct attempt *a, enum lli_transport_kind kind, char *why, size_t why_size)
+{
+    if ((a->peer.transports & 1u << kind) == 0) {
+        snprintf(why, why_size, "the peer doesn't allow it");
+        return false;
+    }
+    switch (kind) {
+    case LLI_TRANSPORT_LOCAL:
+        if (a->peer.process_token == a->node->identity.process_token)
+            return map_memory(a, why, why_size);
+        snprintf(why, why_size, "the peer is another process");
+        return false;
+    case LLI_TRANSPORT_SHM:
+        if (is_same_host(a))
+            return map_memory(a, why, why_size);
+        snprintf(why, why_size, "the peer is on another host");
+        return false;
+    case LLI_TRANSPORT_TCP:
+        return open_data_connections(a, why, why_size);
+    default:
+        snprintf(why, why_size, "unknown");
+        return false;
+    }
+}
+
+static void
+note(struct attempt *a, const char *transport, const char *what)
+{
+    size_t length = strlen(a->reason);
+    snprintf(a->reason + length, sizeof(a->reason) - length, "%s%s: %s",
+             length > 0 ? "; " : "", transport, what);
+}
+
+static bool
+choose_transport(struct attempt *a)
+{
+    char why[LLI_REASON_BYTES];
+    for (size_t i = 0; i < a->node->options->num_transports; i++) {
+        enum lli_transport_kind kind = a->node->options->transports[i];
+        if (try_transport(a, kind, why, sizeof(why))) {
+            a->transport = kind;
+            note(a, lli_transport_name(kind), "chosen");
+            return true;
+        }
+        if (a->timed_out)
+            return false;
+        note(a, lli_transport_name(kind), why);
+    }
+    snprintf(a->why, sizeof(a->why), "no transport works: %s", a->reason);
+    return false;
+}
+
+static bool
+conclude(struct attempt *a)
+{
+    uint8_t body[LLI_HELLO_BODY_BYTES_MAX];
+    struct lli_writer w;
+    struct lli_reader r;
+    struct lli_outcome outcome;
+    struct lli_choose choose = {.transport = a->transport};
+    memcpy(choose.reason, a->reason, sizeof(choose.reason));
+    lli_writer_init(&w, body, sizeof(body));
+    lli_choose_write(&w, &choose);
+    if (!send_message(a, a->fds[0], LLI_CHOOSE, &w) ||
+        !receive_message(a, a->fds[0], LLI_READY, body, &r))
+        return false;
+    if (!lli_outcome_read(&r, &outcome) || outcome.status != LLM_SUCCESS) {
+        snprintf(a->why, sizeof(a->why), "the peer refused: %s", outcome.text);
+        return false;
+    }
+    return true;
+}
+
+// ---- handing over to the loop's thread ----
+
+static llm_status
+attach_connections(struct attempt *a, struct lli_link *link)
+{
+    // The new connections report to nobody until all are there.
+    for (uint32_t i = 0; i < a->node->options->num_devices; i++) {
+        struct lli_conn *conn = lli_conn_open(a->node->loop, a->fds[i], link, NULL, NULL);
+        a->fds[i] = -1;
+        if (conn == NULL)
+            return LLM_FAILED;
+        lli_link_attach(link, i, conn);
+    }
+    for (size_t i = 0; i < a->num_data_fds; i++) {
+        int fd = a->data_fds[i];
+        a->data_fds[i] = -1;
+        LLI_TRY(lli_stream_add(&link->stream, fd));
+    }
+    return LLM_SUCCESS;
+}
+
+static void
+adopt(void *arg)
+{
+    struct attempt *a = arg;
+    struct lli_link *link = lli_link_new(a->node, &a->peer);
+    a->adopted = LLM_FAILED;
+    if (link == NULL)
+        return;
+    link->connected_by_us = true;
+    link->transport = a->transport;
+    memcpy(link->reason, a->reason, sizeof(link->reason));
+    link->view = a->view;
+    a->view = NULL;
+    for (size_t i = 0; i < a->node->options->num_devices; i++) {
+        link->local_ips[i] = a->target->local[i].sin_addr;
+        link->remote_ips[i] = a->target->remote[i].sin_addr;
+    }
+    a->adopted = attach_connections(a, link);
+    if (a->adopted == LLM_SUCCESS)
+        lli_links_insert(link);
+    else
+        lli_links_remove_here(link);
+    lli_link_put(link);
+}
+
+static bool
+establish(struct attempt *a, uint32_t *ret_device_index)
+{
+    for (uint32_t i = 0; i < a->node->options->num_devices; i++) {
+        *ret_device_index = i;
+        a->fds[i] = greet(a, i == 0 ? LLI_PURPOSE_CONTROL : LLI_PURPOSE_DEVICE, i);
+        if (a->fds[i] < 0)
+            return false;
+    }
+    *ret_device_index = 0;
+    if (!choose_transport(a) || !conclude(a))
+        return false;
+    lli_loop_call(a->node->loop, adopt, a);
+    if (a->adopted != LLM_SUCCESS)
+        snprintf(a->why, sizeof(a->why), "out of memory or descriptors");
+    return a->adopted == LLM_SUCCESS;
+}
+
+static void
+clean_up(struct attempt *a)
+{
+    for (size_t i = 0; i < a->node->options->num_devices; i++) {
+        if (a->fds[i] >= 0)
+            close(a->fds[i]);
+    }
+    for (size_t i = 0; i < a->num_data_fds; i++) {
+        if (a->data_fds[i] >= 0)
+            close(a->data_fds[i]);
+    }
+    lli_view_unmap(a->view);
+}
+
+llm_status
+lli_link_connect(struct lli_node *node, const struct lli_link_target *target,
+                 uint64_t deadline_ns)
+{
+    uint32_t device_index = 0;
+    struct attempt a = {
+        .node = node,
+        .target = target,
+        .deadline_ns = deadline_ns,
+        .link_token = lli_random_u64(),
+    };
+    for (size_t i = 0; i < LLI_NUM_DEVICES_MAX; i++)
+        a.fds[i] = -1;
+    bool ok = establish(&a, &device_index);
+    // A successful adoption has taken everything.
+    clean_up(&a);
+    if (ok)
+        return LLM_SUCCESS;
+    char address[INET_ADDRSTRLEN];
+    inet_ntop(AF_INET, &target->remote[device_index].sin_addr, address, sizeof(address));
+    return lli_fail(a.timed_out ? LLM_WAIT_PROC_TIMEOUT : LLM_LINK_FAILED, "link",
+                    "can't link with cluster %llu at %s:%u (device %u): %s",
+                    (unsigned long long)target->cluster_id, address,
+                    ntohs(target->remote[device_index].sin_port), device_index, a.why);
+}

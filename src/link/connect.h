@@ -1,0 +1,19 @@
+// Making a link to a listener, in the caller's thread.
+#ifndef LLI_CONNECT_H
+#define LLI_CONNECT_H
+
+#include "link/link.h"
+
+struct lli_link_target {
+    uint64_t cluster_id;
+    const struct sockaddr_in *local;  // per device; port 0 = any
+    const struct sockaddr_in *remote; // per device
+};
+
+// Connects, shakes hands, chooses the transport and puts the link into the table; the listener has
+// it in its own table then.  LLM_SUCCESS, LLM_LINK_FAILED or LLM_WAIT_PROC_TIMEOUT, explained in the
+// log.  On failure nothing is left at either end.
+llm_status lli_link_connect(struct lli_node *node, const struct lli_link_target *target,
+                            uint64_t deadline_ns);
+
+#endif

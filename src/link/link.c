@@ -1,0 +1,391 @@
+#include "link/link.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/os.h"
+
+void
+lli_node_open(struct lli_node *node, uint32_t tick_ms)
+{
+    pthread_mutex_init(&node->links_lock, NULL);
+    lli_cond_init(&node->links_changed);
+    lli_cond_init(&node->linking_ended);
+    lli_list_init(&node->links);
+    lli_list_init(&node->pending);
+    lli_list_init(&node->strangers);
+    lli_list_init(&node->fetches);
+    node->tick_ms = tick_ms;
+    node->reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+}
+
+void
+lli_node_close(struct lli_node *node)
+{
+    if (node->reserve_fd >= 0)
+        close(node->reserve_fd);
+    pthread_cond_destroy(&node->linking_ended);
+    pthread_cond_destroy(&node->links_changed);
+    pthread_mutex_destroy(&node->links_lock);
+}
+
+static void
+on_stream_failed(struct lli_stream *stream, const char *why)
+{
+    lli_link_break(stream->owner, LLM_FAILED, why);
+}
+
+struct lli_link *
+lli_link_new(struct lli_node *node, const struct lli_identity *peer)
+{
+    size_t num_devices = node->options->num_devices;
+    struct lli_link *link = lli_calloc(1, sizeof(*link));
+    if (link == NULL)
+        return NULL;
+    link->node = node;
+    atomic_init(&link->references, 1);
+    link->peer = *peer;
+    link->local_ips = lli_calloc(num_devices, sizeof(*link->local_ips));
+    link->remote_ips = lli_calloc(num_devices, sizeof(*link->remote_ips));
+    link->devices = lli_calloc(num_devices, sizeof(struct lli_conn *));
+    lli_list_init(&link->in_table);
+    lli_list_init(&link->transfers);
+    lli_list_init(&link->serves);
+    lli_stream_init(&link->stream, node->loop, link, on_stream_failed);
+    if (link->local_ips == NULL || link->remote_ips == NULL || link->devices == NULL) {
+        lli_link_put(link);
+        return NULL;
+    }
+    return link;
+}
+
+void
+lli_link_hold(struct lli_link *link)
+{
+    atomic_fetch_add(&link->references, 1);
+}
+
+void
+lli_link_put(struct lli_link *link)
+{
+    if (atomic_fetch_sub(&link->references, 1) > 1)
+        return;
+    lli_view_unmap(link->view);
+    lli_free(link->local_ips);
+    lli_free(link->remote_ips);
+    lli_free((void *)link->devices);
+    lli_free(link);
+}
+
+// ---- connections (loop's thread) ----
+
+static void
+on_message(struct lli_conn *conn, const struct lli_message_header *header, struct lli_reader *body)
+{
+    struct lli_link *link = conn->owner;
+    link->heard_tick = link->node->tick;
+    if (header->type != LLI_PING)
+        link->node->on_message(link, header, body);
+}
+
+static void
+on_closed(struct lli_conn *conn, const char *why)
+{
+    lli_link_break(conn->owner, LLM_FAILED, why);
+}
+
+void
+lli_link_attach(struct lli_link *link, uint32_t device_index, struct lli_conn *conn)
+{
+    conn->owner = link;
+    conn->on_message = on_message;
+    conn->on_closed = on_closed;
+    conn->body_bytes_max = LLI_REQUEST_BODY_BYTES_MAX;
+    if (device_index == 0)
+        link->control = conn;
+    else
+        link->devices[device_index - 1] = conn;
+}
+
+static void
+close_connections(struct lli_link *link)
+{
+    if (link->control != NULL)
+        lli_conn_close(link->control);
+    link->control = NULL;
+    for (size_t i = 0; i + 1 < link->node->options->num_devices; i++) {
+        if (link->devices[i] != NULL)
+            lli_conn_close(link->devices[i]);
+        link->devices[i] = NULL;
+    }
+    lli_stream_close(&link->stream);
+}
+
+void
+lli_link_send(struct lli_link *link, enum lli_message_type type, uint64_t transfer_id,
+              const void *body, size_t body_bytes)
+{
+    if (link->control == NULL)
+        return;
+    link->sent_tick = link->node->tick;
+    lli_conn_send(link->control, type, transfer_id, body, body_bytes);
+}
+
+void
+lli_link_send_outcome(struct lli_link *link, enum lli_message_type type, uint64_t transfer_id,
+                      llm_status status, const char *text)
+{
+    uint8_t bytes[LLI_REASON_BYTES + 16];
+    struct lli_outcome outcome = {.status = status};
+    struct lli_writer w;
+    snprintf(outcome.text, sizeof(outcome.text), "%s", text);
+    lli_writer_init(&w, bytes, sizeof(bytes));
+    lli_outcome_write(&w, &outcome);
+    lli_link_send(link, type, transfer_id, bytes, w.size);
+}
+
+void
+lli_link_break(struct lli_link *link, llm_status status, const char *why)
+{
+    struct lli_node *node = link->node;
+    pthread_mutex_lock(&node->links_lock);
+    bool first = !link->broken;
+    if (first) {
+        link->broken = true;
+        link->broken_status = status;
+        snprintf(link->broken_reason, sizeof(link->broken_reason), "%s", why);
+    }
+    // Whoever waits for an answer to an unlink won't get one.
+    pthread_cond_broadcast(&node->links_changed);
+    pthread_mutex_unlock(&node->links_lock);
+    if (!first)
+        return;
+    lli_log(LLM_LOG_WARN, "link", "the link to cluster %llu is broken: %s",
+            (unsigned long long)link->peer.cluster_id, why);
+    close_connections(link);
+    node->on_broken(link, status);
+}
+
+bool
+lli_link_is_broken(struct lli_link *link)
+{
+    pthread_mutex_lock(&link->node->links_lock);
+    bool broken = link->broken;
+    pthread_mutex_unlock(&link->node->links_lock);
+    return broken;
+}
+
+// ---- the table ----
+
+static struct lli_link *
+find_locked(struct lli_node *node, uint64_t cluster_id)
+{
+    LLI_LIST_FOR(item, &node->links) {
+        struct lli_link *link = LLI_LIST_ENTRY(item, struct lli_link, in_table);
+        if (link->peer.cluster_id == cluster_id)
+            return link;
+    }
+    return NULL;
+}
+
+void
+lli_links_insert(struct lli_link *link)
+{
+    struct lli_node *node = link->node;
+    pthread_mutex_lock(&node->links_lock);
+    struct lli_link *stale = find_locked(node, link->peer.cluster_id);
+    if (stale != NULL)
+        lli_link_hold(stale);
+    pthread_mutex_unlock(&node->links_lock);
+    if (stale != NULL) {
+        lli_log(LLM_LOG_INFO, "link", "cluster %llu has come back: its old link is replaced",
+                (unsigned long long)link->peer.cluster_id);
+        lli_links_remove_here(stale);
+        lli_link_put(stale);
+    }
+
+    lli_link_hold(link);
+    link->heard_tick = link->sent_tick = node->tick;
+    // Both ends beat as often as the more patient one needs it.  One more: the first may come at once.
+    link->liveness_ms = (uint32_t)lli_max(node->options->liveness_ms, link->peer.liveness_ms);
+    link->liveness_ticks = link->liveness_ms / node->tick_ms + 1;
+    pthread_mutex_lock(&node->links_lock);
+    lli_list_append(&node->links, &link->in_table);
+    pthread_mutex_unlock(&node->links_lock);
+    lli_log(LLM_LOG_INFO, "link", "linked with cluster %llu over %s (%s)",
+            (unsigned long long)link->peer.cluster_id, lli_transport_name(link->transport),
+            link->reason);
+}
+
+llm_status
+lli_links_acquire(struct lli_node *node, uint64_t cluster_id, struct lli_link **ret_link)
+{
+    llm_status status = LLM_SUCCESS;
+    char why[LLI_REASON_BYTES] = "";
+    pthread_mutex_lock(&node->links_lock);
+    struct lli_link *link = find_locked(node, cluster_id);
+    if (link == NULL) {
+        status = LLM_NOT_YET_LINK;
+    } else if (link->unlinking) {
+        status = LLM_LINK_BUSY;
+    } else if (link->broken) {
+        status = link->broken_status;
+        snprintf(why, sizeof(why), "%s", link->broken_reason);
+    } else {
+        link->num_active++;
+        lli_link_hold(link);
+        *ret_link = link;
+    }
+    pthread_mutex_unlock(&node->links_lock);
+    if (status == LLM_NOT_YET_LINK)
+        return lli_fail(status, "link", "there is no link to cluster %llu",
+                        (unsigned long long)cluster_id);
+    if (status == LLM_LINK_BUSY)
+        return lli_fail(status, "link", "the link to cluster %llu is being unlinked",
+                        (unsigned long long)cluster_id);
+    if (status != LLM_SUCCESS)
+        return lli_fail(status, "link", "the link to cluster %llu is broken: %s",
+                        (unsigned long long)cluster_id, why);
+    return LLM_SUCCESS;
+}
+
+void
+lli_links_release(struct lli_link *link)
+{
+    pthread_mutex_lock(&link->node->links_lock);
+    link->num_active--;
+    pthread_mutex_unlock(&link->node->links_lock);
+    lli_link_put(link);
+}
+
+struct lli_link *
+lli_links_find(struct lli_node *node, uint64_t cluster_id)
+{
+    pthread_mutex_lock(&node->links_lock);
+    struct lli_link *link = find_locked(node, cluster_id);
+    if (link != NULL)
+        lli_link_hold(link);
+    pthread_mutex_unlock(&node->links_lock);
+    return link;
+}
+
+size_t
+lli_links_count(struct lli_node *node)
+{
+    size_t count = 0;
+    pthread_mutex_lock(&node->links_lock);
+    LLI_LIST_FOR(item, &node->links)
+        count++;
+    pthread_mutex_unlock(&node->links_lock);
+    return count;
+}
+
+// Marks the link unusable without a word; true if it was usable.
+static bool
+retire(struct lli_link *link)
+{
+    struct lli_node *node = link->node;
+    pthread_mutex_lock(&node->links_lock);
+    bool was_usable = !link->broken;
+    if (was_usable) {
+        link->broken = true;
+        link->broken_status = LLM_NOT_YET_LINK;
+        snprintf(link->broken_reason, sizeof(link->broken_reason), "it has been unlinked");
+    }
+    pthread_mutex_unlock(&node->links_lock);
+    return was_usable;
+}
+
+// True if it was in the table: the caller then drops the table's reference.
+static bool
+take_out(struct lli_link *link)
+{
+    pthread_mutex_lock(&link->node->links_lock);
+    bool was_in_table = !lli_list_empty(&link->in_table);
+    lli_list_remove(&link->in_table);
+    pthread_mutex_unlock(&link->node->links_lock);
+    return was_in_table;
+}
+
+void
+lli_links_remove_here(struct lli_link *link)
+{
+    bool was_in_table = take_out(link);
+    bool was_usable = retire(link);
+    close_connections(link);
+    if (was_usable)
+        link->node->on_broken(link, LLM_FAILED);
+    if (was_in_table)
+        lli_link_put(link);
+}
+
+void
+lli_link_unlink_answered(struct lli_link *link, llm_status status)
+{
+    pthread_mutex_lock(&link->node->links_lock);
+    link->unlink_answered = true;
+    link->unlink_answer = status;
+    pthread_cond_broadcast(&link->node->links_changed);
+    pthread_mutex_unlock(&link->node->links_lock);
+}
+
+static void
+remove_call(void *arg)
+{
+    lli_links_remove_here(arg);
+}
+
+void
+lli_links_remove(struct lli_link *link)
+{
+    lli_loop_call(link->node->loop, remove_call, link);
+}
+
+bool
+lli_links_is_read(struct lli_node *node, uint64_t generation)
+{
+    bool is_read = false;
+    pthread_mutex_lock(&node->links_lock);
+    LLI_LIST_FOR(item, &node->links) {
+        struct lli_link *link = LLI_LIST_ENTRY(item, struct lli_link, in_table);
+        if (link->view != NULL && !link->broken &&
+            lli_segment_is_read(link->view->segment, node->identity.incarnation, generation))
+            is_read = true;
+    }
+    pthread_mutex_unlock(&node->links_lock);
+    return is_read;
+}
+
+// Silence is counted in ticks of our own, each of which comes after the sockets have been read: if
+// this process was stopped or starved itself, the peer isn't blamed for it.
+void
+lli_links_tick(struct lli_node *node)
+{
+    node->tick++;
+    for (;;) {
+        struct lli_link *silent = NULL;
+        pthread_mutex_lock(&node->links_lock);
+        LLI_LIST_FOR(item, &node->links) {
+            struct lli_link *link = LLI_LIST_ENTRY(item, struct lli_link, in_table);
+            if (link->broken)
+                continue;
+            if (node->tick - link->heard_tick > link->liveness_ticks && silent == NULL) {
+                silent = link;
+                lli_link_hold(link);
+            } else if (link->sent_tick + 1 < node->tick) {
+                lli_link_send(link, LLI_PING, 0, NULL, 0);
+            }
+        }
+        pthread_mutex_unlock(&node->links_lock);
+        if (silent == NULL)
+            return;
+        char why[LLI_REASON_BYTES];
+        snprintf(why, sizeof(why), "the peer has been silent for %u ms",
+                 silent->liveness_ms);
+        lli_link_break(silent, LLM_WAIT_PROC_TIMEOUT, why);
+        lli_link_put(silent);
+    }
+}

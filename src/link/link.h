@@ -1,0 +1,144 @@
+// The links of an instance: a table, the connections below each link, their life and death.
+//
+// A link is made by one of two roads: lli_link_connect (connect.c, in the caller's thread) or the
+// listener (accept.c, in the loop's thread).  From then on its connections belong to the loop's
+// thread.  It is READY until a connection ends, the peer falls silent or misbehaves; then it is
+// BROKEN, and stays in the table until it is unlinked or replaced.
+#ifndef LLI_LINK_H
+#define LLI_LINK_H
+
+#include <netinet/in.h>
+#include <pthread.h>
+
+#include "base/loop.h"
+#include "cache/registry.h"
+#include "link/conn.h"
+#include "options/options.h"
+#include "transport/message.h"
+#include "transport/stream.h"
+#include "transport/view.h"
+
+struct lli_node;
+
+struct lli_link {
+    struct lli_node *node;
+    struct lli_list in_table; // guarded by node->links_lock
+    _Atomic unsigned references;
+
+    // Fixed before the link enters the table.
+    struct lli_identity peer;
+    bool connected_by_us; // else accepted by the listener
+    enum lli_transport_kind transport;
+    char reason[LLI_REASON_BYTES]; // why the transports before it were passed over
+    struct lli_view *view;         // local and shm
+    struct in_addr *local_ips;     // per device
+    struct in_addr *remote_ips;
+
+    // Guarded by node->links_lock.
+    bool broken;
+    llm_status broken_status;           // what transfers get from now on
+    char broken_reason[LLI_REASON_BYTES];
+    bool unlinking;
+    unsigned num_active;                // transfers that this side has begun
+    bool unlink_answered;
+    llm_status unlink_answer;
+
+    // Belongs to the loop's thread.
+    struct lli_conn *control;
+    struct lli_conn **devices; // num_devices - 1, to devices 1 and up
+    struct lli_stream stream;  // tcp
+    uint32_t liveness_ms;      // the longer of both ends'
+    uint64_t liveness_ticks;   // of ours
+    uint64_t heard_tick;       // node->tick when the peer was last heard
+    uint64_t sent_tick;        // when it was last sent something
+    struct lli_list transfers; // begun here, under way (transfer room)
+    struct lli_list serves;    // begun by the peer, under way (transfer room)
+};
+
+// What this room needs of an instance, and what it tells the rooms above.
+struct lli_node {
+    const struct lli_options *options;
+    struct lli_loop *loop;
+    struct lli_registry *registry;
+    struct lli_segment *segment;
+    const struct lli_pool *pools; // options->num_devices
+    struct lli_identity identity; // role changes with llm_set_role
+
+    pthread_mutex_t links_lock;
+    pthread_cond_t links_changed; // an unlink was answered
+    struct lli_list links;        // guarded by links_lock
+
+    // One link or unlink call at a time (§10.2).
+    bool linking; // guarded by links_lock
+    pthread_cond_t linking_ended;
+
+    // Belongs to the loop's thread.
+    uint64_t tick; // counts
+    uint32_t tick_ms;
+    struct lli_list pending;   // links being accepted (accept.c)
+    struct lli_list strangers; // connections that have not said who they are (accept.c)
+    unsigned num_strangers;
+    int reserve_fd; // closed when descriptors run out, so that a caller can be turned away
+
+    _Atomic uint64_t next_transfer; // numbers transfers (transfer room)
+    struct lli_list fetches;        // copies that this thread makes for peers (transfer room)
+
+    // The transfer room's ears; called on the loop's thread.
+    void (*on_message)(struct lli_link *link, const struct lli_message_header *header,
+                       struct lli_reader *body);
+    // The link has become unusable: end everything on it with `status`.
+    void (*on_broken)(struct lli_link *link, llm_status status);
+};
+
+// `tick_ms`: how often lli_links_tick will be called.
+void lli_node_open(struct lli_node *node, uint32_t tick_ms);
+void lli_node_close(struct lli_node *node);
+
+// Makes an empty link with one reference, and frees it with the last one.
+struct lli_link *lli_link_new(struct lli_node *node, const struct lli_identity *peer);
+void lli_link_hold(struct lli_link *link);
+void lli_link_put(struct lli_link *link);
+
+// Makes a connection the link's connection to a device.  [loop's thread]
+void lli_link_attach(struct lli_link *link, uint32_t device_index, struct lli_conn *conn);
+
+// Puts a link into the table, which takes a reference of its own; a link with the same cluster id
+// is replaced, its transfers end.  [loop's thread]
+void lli_links_insert(struct lli_link *link);
+
+// Finds a usable link, takes a reference and counts the caller as active: LLM_SUCCESS;
+// LLM_NOT_YET_LINK; LLM_LINK_BUSY while it is being unlinked; a broken link's status.
+llm_status lli_links_acquire(struct lli_node *node, uint64_t cluster_id,
+                             struct lli_link **ret_link);
+void lli_links_release(struct lli_link *link);
+
+// The link with that id in whatever state, with a reference; NULL if there is none.
+struct lli_link *lli_links_find(struct lli_node *node, uint64_t cluster_id);
+size_t lli_links_count(struct lli_node *node);
+
+// Takes the link out of the table and closes its connections; transfers on it end.  Returns when
+// that is done.  [any thread but the loop's]
+void lli_links_remove(struct lli_link *link);
+// The same, on the loop's thread.
+void lli_links_remove_here(struct lli_link *link);
+
+// The peer has answered our unlink.  [loop's thread]
+void lli_link_unlink_answered(struct lli_link *link, llm_status status);
+
+// Declares the link unusable and explains why.  [loop's thread]
+void lli_link_break(struct lli_link *link, llm_status status, const char *why);
+bool lli_link_is_broken(struct lli_link *link);
+
+// Sends a message to the peer.  [loop's thread]
+void lli_link_send(struct lli_link *link, enum lli_message_type type, uint64_t transfer_id,
+                   const void *body, size_t body_bytes);
+void lli_link_send_outcome(struct lli_link *link, enum lli_message_type type, uint64_t transfer_id,
+                           llm_status status, const char *text);
+
+// Heartbeats and silence.  [loop's thread]
+void lli_links_tick(struct lli_node *node);
+
+// Does any peer announce that it reads this generation of a cache of ours?  [any thread]
+bool lli_links_is_read(struct lli_node *node, uint64_t generation);
+
+#endif

@@ -1,0 +1,61 @@
+// What one side asks of the other: which bytes of a cache of yours.  Checked by its owner, over the
+// network, or against the owner's directory on the same host: the same checks in the same order.
+#ifndef LLI_REQUEST_H
+#define LLI_REQUEST_H
+
+#include "base/base.h"
+#include "base/wire.h"
+#include "cache/geometry.h"
+#include "transport/plan.h"
+
+enum lli_request_kind {
+    LLI_REQUEST_SLOT = 0,  // one contiguous slot
+    LLI_REQUEST_BLOCKS = 1 // runs of blocks
+};
+
+// Sides are those of the owner who is asked.
+struct lli_request {
+    bool push; // into the cache, else out of it
+    enum lli_request_kind kind;
+    int64_t cache_id;
+    uint32_t first_tensor;
+    uint32_t num_tensors;       // per device
+    bool all_tensors;           // pull: the cache must have exactly num_tensors
+    uint32_t tensors_per_layer; // must divide the cache's tensors; 0: no matter
+    uint64_t stride;            // the asking side's; blocks: both must be equal
+    uint64_t slot;              // kind slot
+    uint64_t bytes;             // kind slot: per tensor
+    struct lli_block_run *runs; // kind blocks
+    size_t num_runs;
+
+    // A push on one host: the owner fetches the bytes itself, from this cache of the asking side.
+    bool fetch;
+    int64_t source_cache_id;
+    uint32_t source_first_tensor;
+    uint64_t source_slot;              // kind slot
+    struct lli_block_run *source_runs; // kind blocks
+    size_t num_source_runs;
+};
+
+void lli_request_fini(struct lli_request *request);
+
+// Checks a request against the cache that it names, in the order of §8.2 to §8.5.  LLM_SUCCESS, or
+// the status with `why` filled in.
+llm_status lli_request_check(const struct lli_request *request,
+                             const struct lli_geometry *geometry, char *why, size_t why_size);
+
+// Bytes that the message body takes.
+size_t lli_request_bytes(const struct lli_request *request);
+void lli_request_write(struct lli_writer *w, const struct lli_request *request);
+// False, with nothing to free, if the body is malformed or memory is short.
+bool lli_request_read(struct lli_reader *r, bool push, struct lli_request *ret_request);
+
+// The owner's side of the plan.
+llm_status lli_request_plan(const struct lli_request *request,
+                            const struct lli_geometry *geometry, size_t num_devices,
+                            struct lli_plan *ret_plan);
+
+// The total number of blocks in runs; UINT64_MAX if it overflows.
+uint64_t lli_block_runs_count(const struct lli_block_run *runs, size_t num_runs);
+
+#endif

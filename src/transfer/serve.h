@@ -1,0 +1,16 @@
+// Transfers that the peer has begun, served by the loop's thread: sending what it pulls, taking in
+// what it pushes, and, on one host, fetching what it pushes from its memory.
+#ifndef LLI_SERVE_H
+#define LLI_SERVE_H
+
+#include "link/link.h"
+
+// Handles PULL, PUSH and CANCEL.  False if the message is malformed.
+bool lli_serves_message(struct lli_link *link, const struct lli_message_header *header,
+                        struct lli_reader *body);
+// Drops everything that is being served on the link.
+void lli_serves_broken(struct lli_link *link);
+// Goes on with one fetch for a short while; true if there is more to do.
+bool lli_serves_idle(struct lli_node *node);
+
+#endif

@@ -1,0 +1,65 @@
+#include "transport/mapped.h"
+
+#include "base/os.h"
+#include "device/copy.h"
+
+// How much is copied between two looks at the clock: about half a millisecond's worth.
+static const uint64_t portion_bytes = (uint64_t)4 << 20;
+
+void
+lli_mapped_copy_init(struct lli_mapped_copy *copy, const struct lli_plan *plan,
+                     const uintptr_t *src_tensors, const uintptr_t *dst_tensors)
+{
+    *copy = (struct lli_mapped_copy){
+        .plan = plan,
+        .src_tensors = src_tensors,
+        .dst_tensors = dst_tensors,
+        .streaming = plan->total_bytes >= LLI_COPY_STREAMING_BYTES_MIN,
+    };
+}
+
+static void
+copy_piece(const struct lli_mapped_copy *copy, struct lli_place place, uint64_t bytes)
+{
+    const struct lli_run *run = &copy->plan->runs[place.run];
+    void *dst = (void *)(copy->dst_tensors[place.tensor] + run->dst_offset + place.offset);
+    const void *src =
+        (const void *)(copy->src_tensors[place.tensor] + run->src_offset + place.offset);
+    if (copy->streaming)
+        lli_copy_streaming(dst, src, bytes);
+    else
+        lli_copy_cached(dst, src, bytes);
+}
+
+bool
+lli_mapped_copy_some(struct lli_mapped_copy *copy, uint64_t bytes_max)
+{
+    const struct lli_plan *plan = copy->plan;
+    uint64_t end = copy->position + lli_min(bytes_max, plan->total_bytes - copy->position);
+    if (copy->position == end)
+        return true;
+    struct lli_place place = lli_plan_locate(plan, copy->position);
+    while (copy->position < end) {
+        uint64_t bytes = lli_min(plan->runs[place.run].bytes - place.offset, end - copy->position);
+        copy_piece(copy, place, bytes);
+        copy->position += bytes;
+        place.offset = 0;
+        if (++place.run == plan->num_runs) {
+            place.run = 0;
+            place.tensor++;
+        }
+    }
+    if (copy->streaming)
+        lli_copy_fence();
+    return copy->position == plan->total_bytes;
+}
+
+bool
+lli_mapped_copy_all(struct lli_mapped_copy *copy, uint64_t deadline_ns)
+{
+    while (!lli_mapped_copy_some(copy, portion_bytes)) {
+        if (lli_now_ns() >= deadline_ns)
+            return false;
+    }
+    return true;
+}

@@ -1,0 +1,141 @@
+// The writer and the reader of each message stand side by side.
+#include "transport/message.h"
+
+void
+lli_message_header_write(uint8_t bytes[LLI_MESSAGE_HEADER_BYTES],
+                         const struct lli_message_header *header)
+{
+    struct lli_writer w;
+    lli_writer_init(&w, bytes, LLI_MESSAGE_HEADER_BYTES);
+    lli_write_u32(&w, LLI_MESSAGE_MAGIC);
+    lli_write_uint(&w, LLI_MESSAGE_VERSION, 1);
+    lli_write_uint(&w, header->type, 1);
+    lli_write_u16(&w, 0);
+    lli_write_u32(&w, header->body_bytes);
+    lli_write_u32(&w, 0);
+    lli_write_u64(&w, header->transfer_id);
+    lli_write_u64(&w, header->argument);
+}
+
+const char *
+lli_message_header_read(const uint8_t bytes[LLI_MESSAGE_HEADER_BYTES],
+                        struct lli_message_header *ret_header)
+{
+    struct lli_reader r;
+    lli_reader_init(&r, bytes, LLI_MESSAGE_HEADER_BYTES);
+    if (lli_read_u32(&r) != LLI_MESSAGE_MAGIC)
+        return "it doesn't speak this protocol";
+    if (lli_read_uint(&r, 1) != LLI_MESSAGE_VERSION)
+        return "it speaks another version of the protocol";
+    ret_header->type = (uint8_t)lli_read_uint(&r, 1);
+    lli_read_u16(&r);
+    ret_header->body_bytes = lli_read_u32(&r);
+    lli_read_u32(&r);
+    ret_header->transfer_id = lli_read_u64(&r);
+    ret_header->argument = lli_read_u64(&r);
+    return NULL;
+}
+
+static void
+identity_write(struct lli_writer *w, const struct lli_identity *identity)
+{
+    lli_write_u64(w, identity->cluster_id);
+    lli_write_u64(w, identity->incarnation);
+    lli_write_u64(w, identity->process_token);
+    lli_write_bytes(w, identity->boot_id, sizeof(identity->boot_id));
+    lli_write_u32(w, identity->num_devices);
+    lli_write_u32(w, identity->transports);
+    lli_write_u32(w, identity->liveness_ms);
+    lli_write_u32(w, identity->role);
+    lli_write_text(w, identity->unix_name);
+}
+
+static void
+identity_read(struct lli_reader *r, struct lli_identity *ret_identity)
+{
+    ret_identity->cluster_id = lli_read_u64(r);
+    ret_identity->incarnation = lli_read_u64(r);
+    ret_identity->process_token = lli_read_u64(r);
+    lli_read_bytes(r, ret_identity->boot_id, sizeof(ret_identity->boot_id));
+    ret_identity->num_devices = lli_read_u32(r);
+    ret_identity->transports = lli_read_u32(r);
+    ret_identity->liveness_ms = lli_read_u32(r);
+    ret_identity->role = lli_read_u32(r);
+    lli_read_text(r, ret_identity->unix_name, sizeof(ret_identity->unix_name));
+}
+
+void
+lli_hello_write(struct lli_writer *w, const struct lli_hello *hello)
+{
+    lli_write_u16(w, LLI_MESSAGE_VERSION); // lowest version spoken
+    lli_write_u16(w, LLI_MESSAGE_VERSION); // highest
+    lli_write_u64(w, hello->link_token);
+    lli_write_u64(w, hello->expected_cluster_id);
+    lli_write_u32(w, hello->purpose);
+    lli_write_u32(w, hello->device_index);
+    lli_write_u32(w, hello->num_connections);
+    identity_write(w, &hello->from);
+    lli_write_u16(w, 0); // bytes of authentication that follow: none yet
+}
+
+bool
+lli_hello_read(struct lli_reader *r, struct lli_hello *ret_hello)
+{
+    uint16_t lowest = lli_read_u16(r);
+    uint16_t highest = lli_read_u16(r);
+    ret_hello->link_token = lli_read_u64(r);
+    ret_hello->expected_cluster_id = lli_read_u64(r);
+    ret_hello->purpose = lli_read_u32(r);
+    ret_hello->device_index = lli_read_u32(r);
+    ret_hello->num_connections = lli_read_u32(r);
+    identity_read(r, &ret_hello->from);
+    return !r->failed && lowest <= LLI_MESSAGE_VERSION && highest >= LLI_MESSAGE_VERSION;
+}
+
+void
+lli_hello_reply_write(struct lli_writer *w, const struct lli_hello_reply *reply)
+{
+    lli_write_u32(w, reply->status);
+    lli_write_text(w, reply->text);
+    identity_write(w, &reply->from);
+    lli_write_u16(w, 0); // bytes of authentication that follow: none yet
+}
+
+bool
+lli_hello_reply_read(struct lli_reader *r, struct lli_hello_reply *ret_reply)
+{
+    ret_reply->status = lli_read_u32(r);
+    lli_read_text(r, ret_reply->text, sizeof(ret_reply->text));
+    identity_read(r, &ret_reply->from);
+    return !r->failed;
+}
+
+void
+lli_choose_write(struct lli_writer *w, const struct lli_choose *choose)
+{
+    lli_write_u32(w, choose->transport);
+    lli_write_text(w, choose->reason);
+}
+
+bool
+lli_choose_read(struct lli_reader *r, struct lli_choose *ret_choose)
+{
+    ret_choose->transport = lli_read_u32(r);
+    lli_read_text(r, ret_choose->reason, sizeof(ret_choose->reason));
+    return !r->failed;
+}
+
+void
+lli_outcome_write(struct lli_writer *w, const struct lli_outcome *outcome)
+{
+    lli_write_u32(w, outcome->status);
+    lli_write_text(w, outcome->text);
+}
+
+bool
+lli_outcome_read(struct lli_reader *r, struct lli_outcome *ret_outcome)
+{
+    ret_outcome->status = lli_read_u32(r);
+    lli_read_text(r, ret_outcome->text, sizeof(ret_outcome->text));
+    return !r->failed;
+}

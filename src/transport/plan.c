@@ -1,0 +1,194 @@
+#include "transport/plan.h"
+
+#include "base/log.h"
+#include "base/mem.h"
+
+static llm_status
+no_memory(size_t num_runs)
+{
+    return lli_fail(LLM_OUT_OF_MEMORY, "plan", "no memory for a plan of %zu runs", num_runs);
+}
+
+// The stream's length must fit 64 bits; a peer may ask for anything.
+static llm_status
+finish(struct lli_plan *plan)
+{
+    if (!lli_mul_overflow(plan->tensor_bytes, plan->num_tensors, &plan->total_bytes))
+        return LLM_SUCCESS;
+    lli_plan_fini(plan);
+    return lli_fail(LLM_PARAM_INVALID, "plan", "the transfer is longer than 64 bits can count");
+}
+
+llm_status
+lli_plan_slot(struct lli_plan *ret_plan, uint64_t num_tensors, uint64_t src_offset,
+              uint64_t dst_offset, uint64_t bytes)
+{
+    struct lli_run *run = lli_malloc(sizeof(*run));
+    if (run == NULL)
+        return no_memory(1);
+    *run = (struct lli_run){.src_offset = src_offset, .dst_offset = dst_offset, .bytes = bytes};
+    *ret_plan = (struct lli_plan){
+        .num_tensors = num_tensors,
+        .runs = run,
+        .num_runs = 1,
+        .tensor_bytes = bytes,
+    };
+    return finish(ret_plan);
+}
+
+// Shrinks to what was used; a plan may live as long as a transfer.
+static struct lli_run *
+shrink(struct lli_run *runs, size_t num_runs)
+{
+    struct lli_run *smaller = lli_realloc(runs, num_runs * sizeof(*runs));
+    return smaller != NULL ? smaller : runs;
+}
+
+llm_status
+lli_plan_blocks(struct lli_plan *ret_plan, uint64_t num_tensors, const uint64_t *src_blocks,
+                const uint64_t *dst_blocks, size_t num_blocks, uint64_t stride)
+{
+    struct lli_run *runs = lli_malloc(num_blocks * sizeof(*runs));
+    if (runs == NULL)
+        return no_memory(num_blocks);
+    size_t num_runs = 0;
+    for (size_t i = 0; i < num_blocks; i++) {
+        if (i > 0 && src_blocks[i] == src_blocks[i - 1] + 1 &&
+            dst_blocks[i] == dst_blocks[i - 1] + 1) {
+            runs[num_runs - 1].bytes += stride;
+            continue;
+        }
+        runs[num_runs++] = (struct lli_run){
+            .src_offset = src_blocks[i] * stride,
+            .dst_offset = dst_blocks[i] * stride,
+            .bytes = stride,
+            .position = i * stride,
+        };
+    }
+    *ret_plan = (struct lli_plan){
+        .num_tensors = num_tensors,
+        .runs = num_runs < num_blocks / 2 ? shrink(runs, num_runs) : runs,
+        .num_runs = num_runs,
+        .tensor_bytes = num_blocks * stride,
+    };
+    return finish(ret_plan);
+}
+
+llm_status
+lli_plan_side(struct lli_plan *ret_plan, uint64_t num_tensors, const struct lli_block_run *blocks,
+              size_t num_runs, uint64_t stride)
+{
+    struct lli_run *runs = lli_malloc(num_runs * sizeof(*runs));
+    if (runs == NULL)
+        return no_memory(num_runs);
+    uint64_t position = 0;
+    for (size_t i = 0; i < num_runs; i++) {
+        runs[i] = (struct lli_run){
+            .src_offset = blocks[i].first * stride,
+            .dst_offset = blocks[i].first * stride,
+            .bytes = blocks[i].count * stride,
+            .position = position,
+        };
+        if (lli_add_overflow(position, runs[i].bytes, &position)) {
+            lli_free(runs);
+            return lli_fail(LLM_PARAM_INVALID, "plan", "the blocks add up to more than 64 bits");
+        }
+    }
+    *ret_plan = (struct lli_plan){
+        .num_tensors = num_tensors,
+        .runs = runs,
+        .num_runs = num_runs,
+        .tensor_bytes = position,
+    };
+    return finish(ret_plan);
+}
+
+llm_status
+lli_plan_pairs(struct lli_plan *ret_plan, uint64_t num_tensors, const struct lli_block_run *src,
+               size_t num_src, const struct lli_block_run *dst, size_t num_dst, uint64_t stride)
+{
+    struct lli_run *runs = lli_malloc((num_src + num_dst) * sizeof(*runs));
+    if (runs == NULL)
+        return no_memory(num_src + num_dst);
+    size_t num_runs = 0;
+    uint64_t position = 0;
+    uint64_t src_done = 0; // blocks of the current source run
+    uint64_t dst_done = 0;
+    for (size_t i = 0, j = 0; i < num_src && j < num_dst;) {
+        uint64_t count = lli_min(src[i].count - src_done, dst[j].count - dst_done);
+        runs[num_runs] = (struct lli_run){
+            .src_offset = (src[i].first + src_done) * stride,
+            .dst_offset = (dst[j].first + dst_done) * stride,
+            .bytes = count * stride,
+            .position = position,
+        };
+        if (lli_add_overflow(position, runs[num_runs].bytes, &position)) {
+            lli_free(runs);
+            return lli_fail(LLM_PARAM_INVALID, "plan", "the blocks add up to more than 64 bits");
+        }
+        num_runs++;
+        src_done += count;
+        dst_done += count;
+        if (src_done == src[i].count) {
+            src_done = 0;
+            i++;
+        }
+        if (dst_done == dst[j].count) {
+            dst_done = 0;
+            j++;
+        }
+    }
+    *ret_plan = (struct lli_plan){
+        .num_tensors = num_tensors,
+        .runs = runs,
+        .num_runs = num_runs,
+        .tensor_bytes = position,
+    };
+    return finish(ret_plan);
+}
+
+void
+lli_plan_fini(struct lli_plan *plan)
+{
+    lli_free(plan->runs);
+    memset(plan, 0, sizeof(*plan));
+}
+
+struct lli_place
+lli_plan_locate(const struct lli_plan *plan, uint64_t position)
+{
+    struct lli_place place = {.tensor = position / plan->tensor_bytes};
+    uint64_t within = position % plan->tensor_bytes;
+    size_t low = 0;
+    size_t high = plan->num_runs;
+    // The last run that begins at or before `within`.
+    while (high - low > 1) {
+        size_t middle = low + (high - low) / 2;
+        if (plan->runs[middle].position <= within)
+            low = middle;
+        else
+            high = middle;
+    }
+    place.run = low;
+    place.offset = within - plan->runs[low].position;
+    return place;
+}
+
+llm_status
+lli_block_runs_merge(const uint64_t *blocks, size_t num_blocks, struct lli_block_run **ret_runs,
+                     size_t *ret_num_runs)
+{
+    struct lli_block_run *runs = lli_malloc(num_blocks * sizeof(*runs));
+    if (runs == NULL)
+        return no_memory(num_blocks);
+    size_t num_runs = 0;
+    for (size_t i = 0; i < num_blocks; i++) {
+        if (i > 0 && blocks[i] == blocks[i - 1] + 1)
+            runs[num_runs - 1].count++;
+        else
+            runs[num_runs++] = (struct lli_block_run){.first = blocks[i], .count = 1};
+    }
+    *ret_runs = runs;
+    *ret_num_runs = num_runs;
+    return LLM_SUCCESS;
+}

@@ -1,0 +1,107 @@
+#include "transport/view.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include "base/mem.h"
+#include "base/os.h"
+
+static bool
+header_is_sound(const struct lli_segment_header *header, uint64_t incarnation, size_t num_devices)
+{
+    return header->magic == LLI_SEGMENT_MAGIC && header->version == LLI_SEGMENT_VERSION &&
+           header->incarnation == incarnation && header->num_devices == num_devices;
+}
+
+static bool
+map_pool(struct lli_view_pool *pool, int fd)
+{
+    struct stat info;
+    if (fstat(fd, &info) != 0 || info.st_size <= 0)
+        return false;
+    pool->bytes = (uint64_t)info.st_size;
+    pool->base = lli_memory_file_map(fd, pool->bytes);
+    return pool->base != NULL;
+}
+
+struct lli_view *
+lli_view_map(const int *fds, size_t num_fds, uint64_t incarnation, size_t num_devices, char *why,
+             size_t why_size)
+{
+    if (num_devices == 0 || num_devices > LLI_NUM_DEVICES_MAX || num_fds != 1 + num_devices) {
+        snprintf(why, why_size, "the peer sent %zu memory files for %zu devices", num_fds,
+                 num_devices);
+        return NULL;
+    }
+    struct lli_view *view = lli_calloc(1, sizeof(*view));
+    struct lli_view_pool *pools = lli_calloc(num_devices, sizeof(*pools));
+    if (view == NULL || pools == NULL) {
+        snprintf(why, why_size, "out of memory");
+        lli_free(pools);
+        lli_free(view);
+        return NULL;
+    }
+    view->incarnation = incarnation;
+    view->pools = pools;
+    view->segment = lli_memory_file_map(fds[0], sizeof(struct lli_segment_layout));
+    if (view->segment == NULL) {
+        snprintf(why, why_size, "can't map the peer's directory: %s", strerror(errno));
+        goto unmap;
+    }
+    if (!header_is_sound(&view->segment->header, incarnation, num_devices)) {
+        snprintf(why, why_size, "the peer's directory has another layout or owner");
+        goto unmap;
+    }
+    for (size_t i = 0; i < num_devices; i++) {
+        if (!map_pool(&pools[i], fds[1 + i])) {
+            snprintf(why, why_size, "can't map the peer's pool %zu: %s", i, strerror(errno));
+            goto unmap;
+        }
+        view->num_devices = i + 1;
+    }
+    return view;
+
+unmap:
+    lli_view_unmap(view);
+    return NULL;
+}
+
+void
+lli_view_unmap(struct lli_view *view)
+{
+    if (view == NULL)
+        return;
+    for (size_t i = 0; i < view->num_devices; i++)
+        munmap((void *)(uintptr_t)view->pools[i].base, view->pools[i].bytes);
+    if (view->segment != NULL)
+        munmap((void *)(uintptr_t)view->segment, sizeof(*view->segment));
+    lli_free(view->pools);
+    lli_free(view);
+}
+
+bool
+lli_view_resolve(const struct lli_view *view, const struct lli_remote_cache *cache,
+                 uint32_t first_tensor, uint32_t num_tensors, uintptr_t *ret_tensors)
+{
+    uint64_t all_tensors = cache->geometry.num_tensors;
+    uint64_t num_addresses = all_tensors * view->num_devices;
+    if (cache->first_address > LLI_NUM_ADDRESSES ||
+        num_addresses > LLI_NUM_ADDRESSES - cache->first_address ||
+        (uint64_t)first_tensor + num_tensors > all_tensors)
+        return false;
+
+    for (size_t device = 0; device < view->num_devices; device++) {
+        const struct lli_view_pool *pool = &view->pools[device];
+        for (uint32_t i = 0; i < num_tensors; i++) {
+            uint64_t index = cache->first_address + device * all_tensors + first_tensor + i;
+            uint64_t offset = atomic_load_explicit(&view->segment->addresses[index],
+                                                   memory_order_relaxed);
+            if (offset > pool->bytes || cache->geometry.tensor_bytes > pool->bytes - offset)
+                return false;
+            ret_tensors[device * num_tensors + i] = (uintptr_t)(pool->base + offset);
+        }
+    }
+    return true;
+}

@@ -1,0 +1,36 @@
+// A peer's memory on the same host, mapped read-only: its directory of caches and its pools.
+//
+// What is in there is the peer's to change at any moment: every value is copied out, then checked,
+// then used.
+#ifndef LLI_VIEW_H
+#define LLI_VIEW_H
+
+#include "base/base.h"
+#include "cache/segment.h"
+
+enum { LLI_NUM_DEVICES_MAX = 64, LLI_NUM_VIEW_FDS_MAX = 1 + LLI_NUM_DEVICES_MAX };
+
+struct lli_view_pool {
+    const uint8_t *base;
+    uint64_t bytes;
+};
+
+struct lli_view {
+    const struct lli_segment_layout *segment;
+    uint64_t incarnation; // of the peer
+    size_t num_devices;
+    struct lli_view_pool *pools; // num_devices
+};
+
+// Maps fds[0], the directory, and fds[1..], the pools, of the peer with that incarnation.  The
+// descriptors stay the caller's.  On failure `why` says what is wrong, and NULL is returned.
+struct lli_view *lli_view_map(const int *fds, size_t num_fds, uint64_t incarnation,
+                              size_t num_devices, char *why, size_t why_size);
+void lli_view_unmap(struct lli_view *view);
+
+// Finds the addresses, in this process, of `num_tensors` tensors of a cache from `first_tensor` on,
+// for every device.  False if the directory points outside the pools.
+bool lli_view_resolve(const struct lli_view *view, const struct lli_remote_cache *cache,
+                      uint32_t first_tensor, uint32_t num_tensors, uintptr_t *ret_tensors);
+
+#endif
