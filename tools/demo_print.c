@@ -34,19 +34,23 @@ word_length(const uint8_t *text, size_t left)
 static void
 print_paragraph(const char *label, const uint8_t *text, size_t size)
 {
-    size_t column = (size_t)printf("%-*s", LABEL_WIDTH, label);
+    size_t column = (size_t)printf("%-*s", LABEL_WIDTH, label), blanks = 0;
     for (size_t i = 0; i < size;) {
         size_t word = word_length(text + i, size - i);
-        bool new_line = text[i] == '\n';
-        if (new_line || (column > LABEL_WIDTH && column + word > LINE_WIDTH))
+        if (word == 0 && text[i] == ' ')
+            blanks++; // printed before the next word, unless that begins a line
+        if (text[i] == '\n' || (column > LABEL_WIDTH && column + blanks + word > LINE_WIDTH)) {
             column = (size_t)printf("\n%*s", LABEL_WIDTH, "") - 1;
-        if (word == 0) {
-            if (!new_line && column > LABEL_WIDTH && column < LINE_WIDTH)
-                column += (size_t)printf(" ");
-            i++;
+            blanks = 0;
         }
-        for (size_t end = i + word; i < end; column++)
+        if (word > 0) {
+            column += (size_t)printf("%*s", (int)blanks, "");
+            blanks = 0;
+        }
+        size_t end = word > 0 ? i + word : i + 1;
+        for (; i < end && word > 0; column++)
             i += print_character(text + i, end - i);
+        i = end;
     }
     putchar('\n');
 }
@@ -81,15 +85,23 @@ stage_of(const demo_way *way)
 void
 demo_print_progress(const demo_way *way)
 {
-    char label[32], bar[] = "--------------------";
+    static char shown[80]; // what the terminal shows; there is one
+    char label[32], bar[] = "--------------------", line[80];
+    const demo_told *told = &way->prompt.told;
+    size_t filled = 0, all = sizeof bar - 1;
     if (!isatty(STDOUT_FILENO))
         return;
+    if (way->decoder.told.first_us != 0)
+        filled = all;
+    else if (told->layers > 0)
+        filled = all * told->layers_done / told->layers;
+    memset(bar, '#', filled);
     demo_way_label(way, label, sizeof label);
-    const demo_told *told = &way->prompt.told;
-    size_t all = sizeof bar - 1,
-           filled = told->layers == 0 ? 0 : all * told->layers_done / told->layers;
-    memset(bar, '#', way->decoder.told.first_us != 0 ? all : filled < all ? filled : all);
-    printf("\r\033[K%-15s [%s] %s", label, bar, stage_of(way));
+    snprintf(line, sizeof line, "%-15s [%s] %s", label, bar, stage_of(way));
+    if (strcmp(line, shown) == 0)
+        return;
+    snprintf(shown, sizeof shown, "%s", line);
+    printf("\r\033[K%s", line);
     fflush(stdout);
 }
 

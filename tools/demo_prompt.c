@@ -61,8 +61,10 @@ wait_for_decoder(prompt_side *p)
     if (listener < 0)
         return false;
     demo_tell(o, "listening port=%u", (unsigned)at.port);
+    bool anywhere = strcmp(at.ip, "0.0.0.0") == 0;
     demo_say(o, "waiting at %s:%u; on another terminal or machine:", at.ip, (unsigned)at.port);
-    demo_say(o, "    llm-datadist demo decoder --connect %s:%u", at.ip, (unsigned)at.port);
+    demo_say(o, "    llm-datadist demo decoder --connect %s:%u",
+             anywhere ? "ADDRESS_OF_THIS_MACHINE" : at.ip, (unsigned)at.port);
     // A person may take their time.
     uint32_t limit = o->report_fd < 0 ? 0 : o->timeout_s;
     if (!demo_side_accept(&p->side, listener, limit, &p->error))

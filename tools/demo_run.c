@@ -137,8 +137,10 @@ show_all(const job *j)
         show_text(j);
         putchar('\n');
         demo_print_table(j->ways, j->num_ways);
-        printf("\nGB/s is the median of %u transfers of this small cache.\n",
-               (unsigned)j->options->repeat);
+        printf(
+            "\nGB/s is the median of --repeat %u.  So small a cache stays in the processor's: this "
+            "shows\nthat transfers work, not how fast memory is.\n",
+            (unsigned)j->options->repeat);
     }
 }
 

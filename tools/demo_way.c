@@ -104,9 +104,10 @@ is_running(const demo_way *w)
 static bool
 timed_out(const demo_way *w, const demo_options *o, demo_error *error)
 {
-    return demo_fail(error, "%s had not ended after %u s",
-                     w->decoder.fd >= 0 || w->prompt.fd < 0 ? w->decoder.name : w->prompt.name,
-                     (unsigned)o->timeout_s);
+    bool both = w->prompt.fd >= 0 && w->decoder.fd >= 0;
+    const demo_child *running = w->prompt.fd >= 0 ? &w->prompt : &w->decoder;
+    return demo_fail(error, "%s%s%s had not ended after %u s", running->name, both ? " and " : "",
+                     both ? w->decoder.name : "", (unsigned)o->timeout_s);
 }
 
 // Follows the processes to their end.
