@@ -13,12 +13,13 @@
 namespace llm_datadist {
 namespace {
 
-/* Every status of the C API exists here under its own name and number. */
+/* A status has one number in both.  Not every status of the C API is one of the class; where the
+ * name is missing here the lookup finds the C one. */
 #define CHECK_STATUS(name, value, text, recoverable, remedy)                                       \
-    static_assert(::llm_datadist::name == (value), "value of " #name);
+    static_assert(name == (value), "value of " #name);
 LLM_STATUS_MAP(CHECK_STATUS)
 
-/* Every data type too. */
+/* Every data type of the C API is one here. */
 #define COUNT_TYPE(name, value, bits) +1
 static_assert((0 LLM_DATA_TYPE_MAP(COUNT_TYPE)) == 41,
               "a data type was added: add it here and in ge_types.h");

@@ -202,16 +202,19 @@ private:
     std::vector<Status> results_;
 };
 
-/* How many devices an accepted OPTION_DEVICE_ID names: the grammar has no empty items. */
+/* How many devices an accepted OPTION_DEVICE_ID names: the grammar has no empty items.  Not by
+ * options.find, which would make a key, for which there may be no memory. */
 size_t
 CountDevices(const std::map<AscendString, AscendString> &options)
 {
-    const auto ids = options.find(OPTION_DEVICE_ID);
-    if (ids == options.end()) {
-        return 1;
+    size_t num_devices = 1;
+    for (const auto &option : options) {
+        if (option.first == OPTION_DEVICE_ID) {
+            const char *ids = option.second.GetString();
+            num_devices += static_cast<size_t>(std::count(ids, ids + std::strlen(ids), ';'));
+        }
     }
-    const char *text = ids->second.GetString();
-    return 1 + static_cast<size_t>(std::count(text, text + std::strlen(text), ';'));
+    return num_devices;
 }
 
 } // namespace
