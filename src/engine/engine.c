@@ -72,9 +72,13 @@ peer_unlinks(struct lli_link *link)
     }
     lli_log(LLM_LOG_INFO, "link", "cluster %llu has unlinked",
             (unsigned long long)link->peer.cluster_id);
+    // First the table, then the word: when the peer's call returns, nobody finds the link here (§6.2).
+    bool was_in_table = lli_links_hide(link);
     lli_link_send_outcome(link, LLI_UNLINK_REPLY, 0, LLM_SUCCESS, "");
     // The answer has left, or the peer takes the closing for one.
     lli_links_remove_here(link);
+    if (was_in_table)
+        lli_link_put(link);
 }
 
 static void

@@ -310,6 +310,14 @@ take_out(struct lli_link *link)
     return was_in_table;
 }
 
+bool
+lli_links_hide(struct lli_link *link)
+{
+    bool was_in_table = take_out(link);
+    retire(link);
+    return was_in_table;
+}
+
 void
 lli_links_remove_here(struct lli_link *link)
 {

@@ -121,6 +121,9 @@ size_t lli_links_count(struct lli_node *node);
 void lli_links_remove(struct lli_link *link);
 // The same, on the loop's thread.
 void lli_links_remove_here(struct lli_link *link);
+// Takes an idle link out of the table while its connections stay open, for a last word.  True if it
+// was there: the caller then has the table's reference.  [loop's thread]
+bool lli_links_hide(struct lli_link *link);
 
 // The peer has answered our unlink.  [loop's thread]
 void lli_link_unlink_answered(struct lli_link *link, llm_status status);
