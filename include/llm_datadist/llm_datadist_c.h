@@ -11,8 +11,9 @@
  *   4. Caches             llm_allocate_cache, llm_register_kv_cache and their ends
  *   5. Links              llm_link_clusters, llm_unlink_clusters
  *   6. Transfers          llm_pull_kv_blocks, llm_push_kv_cache, ...
- *   7. Local copies       llm_copy_kv_cache, llm_copy_kv_blocks
- *   8. Looking inside     links, listeners, errors, logging, version
+ *   7. Side by side       llm_start_pull_kv_blocks, llm_transfer_wait, ...; notifications
+ *   8. Local copies       llm_copy_kv_cache, llm_copy_kv_blocks
+ *   9. Looking inside     links, listeners, errors, logging, version
  *
  * The model.  An instance (llm_datadist *) is a *cluster*: it has a 64-bit id, a role, one or more
  * devices, caches, and links to other clusters.  A prefill process has role Prompt: it listens, and
@@ -25,6 +26,11 @@
  *     stride       = tensor bytes / shape[0]          (integer division)
  *
  * A *layer* is `tensor_num_per_layer` consecutive tensors (2 by default: K and V).
+ *
+ * Two generations.  Version 1 of the original interface knows allocated caches and strict roles.
+ * Version 2 knows registered memory and lets any side link, pull and push; there the role is a label.
+ * An instance follows version 2 from initialization on if LLM_OPTION_LOCAL_COMM_RES or
+ * LLM_OPTION_TRANSFER_BACKEND is given, or else from its first successful llm_register_kv_cache on.
  *
  * Promises, on every transport:
  *   - Never somebody else's bytes: a transfer that races the owner's free or reuse of a cache ends
@@ -118,7 +124,10 @@ typedef uint32_t llm_status;
       "set the enabling option at initialization")                                                 \
     X(LLM_TIMEOUT, 0x5010B01Au, "the operation ran out of time", 0, "rebuild the link")            \
     X(LLM_LINK_BUSY, 0x5010B01Bu, "the link is busy", 1, "retry when the other operation is done") \
-    X(LLM_OUT_OF_MEMORY, 0x5010B01Cu, "the host is out of memory", 1, "free memory and retry")
+    X(LLM_OUT_OF_MEMORY, 0x5010B01Cu, "the host is out of memory", 1, "free memory and retry")     \
+    X(LLM_TRANSFER_PENDING, 0x5010B801u, "the transfer has not ended yet", 1, "poll or wait again") \
+    X(LLM_TRANSFER_CANCELLED, 0x5010B802u, "the transfer was cancelled", 1, "start it again")      \
+    X(LLM_NO_NOTIFICATION, 0x5010B803u, "no notification has arrived", 1, "poll again")
 
 /* Unsigned, LLM_FAILED included, so that a status compares without a cast. */
 LLM_EXTENSION_ enum {
@@ -150,7 +159,8 @@ typedef struct llm_option {
 } llm_option;
 
 /* "ipv4:port" per device, separated by ';'.  Port 0 lets the system choose: llm_get_listen_port.
- * Required for role Prompt; not read for the other roles (§4.3). */
+ * Version 1: required for role Prompt, not read for the other roles (§4.3).  Version 2: one address,
+ * optional for every role (§13.3). */
 #define LLM_OPTION_LISTEN_IP_INFO "llm.ListenIpInfo"
 /* Device ids, separated by ';', each 0..2147483647.  Required (§4.2). */
 #define LLM_OPTION_DEVICE_ID "llm.DeviceId"
@@ -162,8 +172,13 @@ typedef struct llm_option {
 #define LLM_OPTION_BUF_POOL_CFG "llm.BufPoolCfg"
 /* "1" allows llm_set_role.  Default "0" (§4.5). */
 #define LLM_OPTION_ENABLE_SET_ROLE "llm.EnableSwitchRole"
-/* Communication resources of Ascend hardware: accepted, not needed here (§13.3). */
+/* Communication resources of Ascend hardware: not needed here; given, even empty, it asks for
+ * version 2 (§13.3). */
 #define LLM_OPTION_LOCAL_COMM_RES "llm.LocalCommRes"
+/* "hixl": asks for version 2.  Needs LLM_OPTION_LISTEN_IP_INFO (§13.3). */
+#define LLM_OPTION_TRANSFER_BACKEND "llm.TransferBackend"
+/* JSON, with LLM_OPTION_TRANSFER_BACKEND only: checked, not needed here (§13.3). */
+#define LLM_OPTION_GLOBAL_RESOURCE_CONFIG "llm.GlobalResourceConfig"
 
 /* Options of this library alone. */
 
@@ -322,6 +337,26 @@ LLM_API llm_status llm_allocate_cache(llm_datadist *dd, const llm_cache_desc *de
  * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_KV_CACHE_NOT_EXIST. */
 LLM_API llm_status llm_deallocate_cache(llm_datadist *dd, int64_t cache_id);
 
+/* Makes memory of the caller's a cache (§13.2).  One device only.
+ *
+ * desc: placement may be either.  addrs: desc->num_tensors addresses, none 0, of any alignment, each
+ * of a whole tensor; they may overlap, and may be registered more than once.  The memory must stay
+ * valid until llm_unregister_kv_cache returns; peers see the cache at once, also over links that
+ * stand.  The instance follows version 2 from now on.
+ * On one host peers read the memory with process_vm_readv where the system permits it, otherwise
+ * with this process' help; llm_get_link_info tells which.
+ * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_PARAM_INVALID; LLM_FEATURE_NOT_ENABLED
+ * (several devices); LLM_OUT_OF_MEMORY (too many caches). */
+LLM_API llm_status llm_register_kv_cache(llm_datadist *dd, const llm_cache_desc *desc,
+                                         const uint64_t *addrs, size_t num_addrs,
+                                         int64_t *ret_cache_id);
+
+/* Ends a registration.  Waits for the transfers that touch the cache, here and at the peers, and for
+ * nothing else; a peer that doesn't end within the sync wait time plus the liveness time loses its
+ * pull, which then fails.  Afterwards the memory is the caller's alone.
+ * Returns LLM_SUCCESS, also for an unknown id (§13.2); LLM_FAILED (not initialized). */
+LLM_API llm_status llm_unregister_kv_cache(llm_datadist *dd, int64_t cache_id);
+
 /* ============================================================================================
  * 5. Links (§6)
  * ============================================================================================ */
@@ -393,12 +428,20 @@ typedef struct llm_kv_cache_ext_param {
     int32_t src_layer_range[2];
     int32_t dst_layer_range[2];
     uint32_t tensor_num_per_layer;
+    /* Milliseconds for this transfer; 0 = LLM_OPTION_SYNC_CACHE_WAIT_TIME, per layer for a push. */
+    uint32_t timeout_ms;
+    /* Up to LLM_NOTIFICATION_BYTES_MAX bytes that the peer gets, by llm_poll_notification, once the
+     * last byte of this transfer has arrived.  NULL = none. */
+    const void *notification;
+    size_t notification_bytes;
 } llm_kv_cache_ext_param;
 
 #define LLM_KV_CACHE_EXT_PARAM_INIT                                                                \
     {                                                                                              \
-        sizeof(llm_kv_cache_ext_param), {-1, -1}, {-1, -1}, 2                                      \
+        sizeof(llm_kv_cache_ext_param), {-1, -1}, {-1, -1}, 2, 0, NULL, 0                          \
     }
+
+#define LLM_NOTIFICATION_BYTES_MAX 4096
 
 /* Copies a batch slot of a prompt's cache to a slot of a local cache, tensor by tensor (§8.2).
  * Decoder only.
@@ -449,7 +492,70 @@ LLM_API llm_status llm_push_kv_blocks(llm_datadist *dd, const llm_cache *src,
                                       size_t num_dst_blocks, const llm_kv_cache_ext_param *param);
 
 /* ============================================================================================
- * 7. Local copies (§9)
+ * 7. Side by side
+ *
+ * The same four transfers, started now and awaited later; several run side by side, also on one
+ * link.  All arguments are read before the call returns, except the memory of the caches.  A start
+ * makes the same checks as the call that waits and returns the same statuses for what it finds;
+ * LLM_SUCCESS means that *ret_transfer_id names a transfer.  It ends exactly once, with one result,
+ * also when the peer dies.  Release every transfer that was started.
+ * ============================================================================================ */
+
+LLM_API llm_status llm_start_pull_kv_cache(llm_datadist *dd, const llm_cache_index *src,
+                                           const llm_cache *dst, uint32_t dst_batch_index,
+                                           int64_t size, const llm_kv_cache_ext_param *param,
+                                           uint64_t *ret_transfer_id);
+LLM_API llm_status llm_start_pull_kv_blocks(llm_datadist *dd, const llm_cache_index *src,
+                                            const llm_cache *dst, const uint64_t *src_blocks,
+                                            size_t num_src_blocks, const uint64_t *dst_blocks,
+                                            size_t num_dst_blocks,
+                                            const llm_kv_cache_ext_param *param,
+                                            uint64_t *ret_transfer_id);
+LLM_API llm_status llm_start_push_kv_cache(llm_datadist *dd, const llm_cache *src,
+                                           const llm_cache_index *dst, uint32_t src_batch_index,
+                                           int64_t size, const llm_kv_cache_ext_param *param,
+                                           uint64_t *ret_transfer_id);
+LLM_API llm_status llm_start_push_kv_blocks(llm_datadist *dd, const llm_cache *src,
+                                            const llm_cache_index *dst, const uint64_t *src_blocks,
+                                            size_t num_src_blocks, const uint64_t *dst_blocks,
+                                            size_t num_dst_blocks,
+                                            const llm_kv_cache_ext_param *param,
+                                            uint64_t *ret_transfer_id);
+
+/* The transfer's result, or LLM_TRANSFER_PENDING.  Never blocks.
+ * Also LLM_FAILED (not initialized); LLM_PARAM_INVALID (no such transfer). */
+LLM_API llm_status llm_transfer_poll(llm_datadist *dd, uint64_t transfer_id);
+
+/* Waits up to timeout_ms (-1: without limit) and returns as llm_transfer_poll. */
+LLM_API llm_status llm_transfer_wait(llm_datadist *dd, uint64_t transfer_id, int32_t timeout_ms);
+
+/* Ends the transfer unless it has ended, and returns when no byte of it can land any more.  Its
+ * result is then LLM_TRANSFER_CANCELLED, or whatever ended it before.
+ * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_PARAM_INVALID (no such transfer). */
+LLM_API llm_status llm_transfer_cancel(llm_datadist *dd, uint64_t transfer_id);
+
+/* Forgets the transfer; one that has not ended is cancelled first.
+ * Returns as llm_transfer_cancel. */
+LLM_API llm_status llm_transfer_release(llm_datadist *dd, uint64_t transfer_id);
+
+/* An eventfd that becomes readable when a started transfer ends; reading it resets it.  It belongs
+ * to the instance and lives until llm_finalize.  -1 if not initialized. */
+LLM_API int llm_transfer_fd(llm_datadist *dd);
+
+/* Takes the oldest notification that has arrived.
+ *
+ * buf: room for `size` bytes; LLM_NOTIFICATION_BYTES_MAX always suffices.
+ * ret_cluster_id: the peer that sent it, or NULL.  ret_bytes: its length.
+ * Returns LLM_SUCCESS; LLM_NO_NOTIFICATION; LLM_PARAM_INVALID (too little room: *ret_bytes tells how
+ * much it needs, and the notification stays); LLM_FAILED (not initialized). */
+LLM_API llm_status llm_poll_notification(llm_datadist *dd, uint64_t *ret_cluster_id, void *buf,
+                                         size_t size, size_t *ret_bytes);
+
+/* An eventfd that becomes readable when a notification arrives; otherwise as llm_transfer_fd. */
+LLM_API int llm_notification_fd(llm_datadist *dd);
+
+/* ============================================================================================
+ * 8. Local copies (§9)
  *
  * They work on the addresses in the llm_cache structs alone, which may be made by hand, for host
  * memory for instance.  No role, no link, no time limit.  All indices are checked before the first
@@ -472,7 +578,7 @@ LLM_API llm_status llm_copy_kv_blocks(llm_datadist *dd, const llm_cache *src, co
                                       const size_t *num_dst_blocks, size_t num_dst_lists);
 
 /* ============================================================================================
- * 8. Looking inside
+ * 9. Looking inside
  * ============================================================================================ */
 
 typedef enum llm_link_state {

@@ -54,3 +54,77 @@ llm_deallocate_cache(llm_datadist *dd, int64_t cache_id)
     lli_log(LLM_LOG_INFO, "cache", "cache %lld is deallocated", (long long)cache_id);
     return LLM_SUCCESS;
 }
+
+// §13.2.
+static llm_status
+check_registration(const llm_datadist *dd, const llm_cache_desc *desc, const uint64_t *addrs,
+                   size_t num_addrs)
+{
+    if (dd->options.num_devices > 1)
+        return lli_fail(LLM_FEATURE_NOT_ENABLED, "cache",
+                        "registration works with one device, this instance has %zu",
+                        dd->options.num_devices);
+    if (addrs == NULL || num_addrs == 0)
+        return lli_fail(LLM_PARAM_INVALID, "cache", "addrs is empty");
+    if (num_addrs != desc->num_tensors)
+        return lli_fail(LLM_PARAM_INVALID, "cache", "there are %zu addresses for %u tensors",
+                        num_addrs, desc->num_tensors);
+    for (size_t i = 0; i < num_addrs; i++) {
+        if (addrs[i] == 0)
+            return lli_fail(LLM_PARAM_INVALID, "cache", "addrs[%zu] is 0", i);
+    }
+    if (desc->num_dims == 0 || desc->num_dims > LLI_NUM_DIMS_MAX || desc->shape == NULL)
+        return lli_fail(LLM_PARAM_INVALID, "cache", "the shape has %zu dimensions, expected 1..%d",
+                        desc->shape == NULL ? 0 : desc->num_dims, LLI_NUM_DIMS_MAX);
+    if (desc->placement > LLM_PLACEMENT_DEVICE)
+        return lli_fail(LLM_PARAM_INVALID, "cache", "placement is %u, expected 0 or 1",
+                        desc->placement);
+    return LLM_SUCCESS;
+}
+
+// A tensor must not wrap around the address space.
+static llm_status
+check_extent(const struct lli_geometry *geometry, const uint64_t *addrs)
+{
+    for (size_t i = 0; i < geometry->num_tensors; i++) {
+        uint64_t end;
+        if (lli_add_overflow(addrs[i], geometry->tensor_bytes, &end))
+            return lli_fail(LLM_PARAM_INVALID, "cache",
+                            "addrs[%zu] is %#llx: %llu bytes from there leave the address space",
+                            i, (unsigned long long)addrs[i],
+                            (unsigned long long)geometry->tensor_bytes);
+    }
+    return LLM_SUCCESS;
+}
+
+llm_status
+llm_register_kv_cache(llm_datadist *dd, const llm_cache_desc *desc, const uint64_t *addrs,
+                      size_t num_addrs, int64_t *ret_cache_id)
+{
+    llm_cache_desc known;
+    struct lli_geometry geometry;
+    LLI_TRY(lli_check_initialized(dd, "llm_register_kv_cache"));
+    LLI_TRY(LLI_CHECK_STRUCT(desc, llm_cache_desc, &known));
+    LLI_TRY(check_registration(dd, &known, addrs, num_addrs));
+    LLI_TRY(lli_geometry_compute(&known, &geometry));
+    LLI_TRY(check_extent(&geometry, addrs));
+    if (ret_cache_id == NULL)
+        return lli_fail(LLM_PARAM_INVALID, "cache", "ret_cache_id is NULL");
+    LLI_TRY(lli_registry_register(&dd->registry, &geometry, addrs, ret_cache_id));
+    if (!atomic_exchange(&dd->version_2, true))
+        lli_log(LLM_LOG_INFO, "cache",
+                "cluster %llu registers memory: from now on version 2 of the interface holds",
+                (unsigned long long)dd->cluster_id);
+    lli_log(LLM_LOG_INFO, "cache", "cache %lld: %u registered tensors of %llu bytes",
+            (long long)*ret_cache_id, geometry.num_tensors,
+            (unsigned long long)geometry.tensor_bytes);
+    return LLM_SUCCESS;
+}
+
+llm_status
+llm_unregister_kv_cache(llm_datadist *dd, int64_t cache_id)
+{
+    LLI_TRY(lli_check_initialized(dd, "llm_unregister_kv_cache"));
+    lli_registry_unregister(&dd->registry, cache_id);
+    return LLM_SUCCESS;
+}

@@ -51,3 +51,10 @@ lli_role_name(int role)
         return "invalid";
     }
 }
+
+llm_status
+lli_transfer_status(const llm_datadist *dd, llm_status status)
+{
+    bool version_2 = atomic_load(&dd->version_2);
+    return version_2 && status == LLM_WAIT_PROC_TIMEOUT ? LLM_TIMEOUT : status;
+}

@@ -19,4 +19,7 @@ llm_status lli_check_struct(const void *caller, const char *name, size_t first_b
 
 const char *lli_role_name(int role);
 
+// A transfer's status as this instance's version spells it: §13.5 has LLM_TIMEOUT.
+llm_status lli_transfer_status(const llm_datadist *dd, llm_status status);
+
 #endif

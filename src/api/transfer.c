@@ -1,4 +1,5 @@
-// Transfers (§8): the checks of the caller's side, in the specification's order.
+// Transfers (§8, §13.5): the checks of the caller's side, in the specification's order.  Each call
+// has one body; with a `ret_transfer_id` it starts the transfer, without one it runs it to its end.
 #include "api/check.h"
 #include "base/log.h"
 #include "base/os.h"
@@ -12,7 +13,12 @@ struct layers {
     int32_t dst_first;
     int32_t dst_last;
     uint32_t tensors_per_layer;
+    uint32_t timeout_ms; // 0: the option's
+    const void *notification;
+    size_t notification_bytes;
 };
+
+enum { EXT_PARAM_FIRST_BYTES = offsetof(llm_kv_cache_ext_param, tensor_num_per_layer) + 4 };
 
 static bool
 is_given(int32_t first, int32_t last)
@@ -30,24 +36,41 @@ check_range(const char *name, int32_t first, int32_t last)
                     last);
 }
 
+static llm_status
+check_notification(const llm_kv_cache_ext_param *param)
+{
+    if (param->notification_bytes <= LLM_NOTIFICATION_BYTES_MAX &&
+        (param->notification != NULL || param->notification_bytes == 0))
+        return LLM_SUCCESS;
+    return lli_fail(LLM_PARAM_INVALID, "transfer", "the notification is %s of %zu bytes, expected "
+                    "0..%d bytes",
+                    param->notification == NULL ? "NULL" : "one", param->notification_bytes,
+                    LLM_NOTIFICATION_BYTES_MAX);
+}
+
 // Checks 1 to 3 of KvCacheExtParam.
 static llm_status
 read_layers(const llm_kv_cache_ext_param *param, struct layers *ret_layers)
 {
     llm_kv_cache_ext_param known = LLM_KV_CACHE_EXT_PARAM_INIT;
     if (param != NULL)
-        LLI_TRY(LLI_CHECK_STRUCT(param, llm_kv_cache_ext_param, &known));
+        LLI_TRY(lli_check_struct(param, "llm_kv_cache_ext_param", EXT_PARAM_FIRST_BYTES,
+                                 sizeof(known), &known));
     LLI_TRY(check_range("src_layer_range", known.src_layer_range[0], known.src_layer_range[1]));
     LLI_TRY(check_range("dst_layer_range", known.dst_layer_range[0], known.dst_layer_range[1]));
     if (known.tensor_num_per_layer < 1 || known.tensor_num_per_layer > UINT8_MAX)
         return lli_fail(LLM_PARAM_INVALID, "transfer",
                         "tensor_num_per_layer is %u, expected 1..255", known.tensor_num_per_layer);
+    LLI_TRY(check_notification(&known));
     *ret_layers = (struct layers){
         .src_first = known.src_layer_range[0],
         .src_last = known.src_layer_range[1],
         .dst_first = known.dst_layer_range[0],
         .dst_last = known.dst_layer_range[1],
         .tensors_per_layer = known.tensor_num_per_layer,
+        .timeout_ms = known.timeout_ms,
+        .notification = known.notification_bytes > 0 ? known.notification : NULL,
+        .notification_bytes = known.notification_bytes,
     };
     return LLM_SUCCESS;
 }
@@ -76,6 +99,15 @@ check_divides(uint32_t tensors_per_layer, uint32_t num_tensors)
 // ---- what all four calls share ----
 
 static llm_status
+check_start(const llm_datadist *dd, const char *call, const uint64_t *ret_transfer_id)
+{
+    LLI_TRY(lli_check_initialized(dd, call));
+    if (ret_transfer_id == NULL)
+        return lli_fail(LLM_PARAM_INVALID, "transfer", "%s: ret_transfer_id is NULL", call);
+    return LLM_SUCCESS;
+}
+
+static llm_status
 hold_cache(llm_datadist *dd, int64_t cache_id, struct lli_cache **ret_cache)
 {
     *ret_cache = lli_registry_hold(&dd->registry, cache_id);
@@ -89,7 +121,8 @@ static llm_status
 check_role(const llm_datadist *dd, int role, const char *what)
 {
     int current = atomic_load(&dd->role);
-    if (current == role)
+    // In version 2 the role is a label.
+    if (current == role || atomic_load(&dd->version_2))
         return LLM_SUCCESS;
     return lli_fail(LLM_PARAM_INVALID, "transfer", "a %s can't %s, only a %s can",
                     lli_role_name(current), what, lli_role_name(role));
@@ -148,6 +181,35 @@ check_size(int64_t size)
                     (long long)size);
 }
 
+static llm_status
+check_not_own(const llm_datadist *dd, const llm_cache_index *index)
+{
+    if (index->cluster_id != dd->cluster_id || !atomic_load(&dd->version_2))
+        return LLM_SUCCESS;
+    return lli_fail(LLM_PARAM_INVALID, "transfer", "cluster %llu is this instance itself",
+                    (unsigned long long)index->cluster_id);
+}
+
+// Fills in what doesn't depend on the kind of transfer, and goes.
+static llm_status
+go(llm_datadist *dd, struct lli_transfer_args *args, const struct layers *layers,
+   uint64_t start_ns, uint64_t *ret_transfer_id)
+{
+    uint64_t timeout_ms = layers->timeout_ms;
+    // The option's time limit counts per layer of a push (§10.3).
+    if (timeout_ms == 0)
+        timeout_ms = (uint64_t)dd->options.sync_wait_ms *
+                     (args->push ? lli_max(args->num_tensors / layers->tensors_per_layer, 1) : 1);
+    args->deadline_ns = start_ns + LLI_MS_TO_NS(timeout_ms);
+    args->version_2 = atomic_load(&dd->version_2);
+    args->notification = layers->notification;
+    args->notification_bytes = layers->notification_bytes;
+    llm_status status = ret_transfer_id != NULL
+                            ? lli_transfer_start(&dd->node, args, ret_transfer_id)
+                            : lli_transfer_run(&dd->node, args);
+    return lli_transfer_status(dd, status);
+}
+
 // ---- pull (§8.2, §8.3) ----
 
 // Selects tensors on both sides: the ranges if both are given, else all.
@@ -194,7 +256,7 @@ check_pull_layers(const llm_kv_cache_ext_param *param, struct layers *ret_layers
 
 static llm_status
 pull_slot(llm_datadist *dd, struct lli_transfer_args *args, const struct layers *layers,
-          int64_t size)
+          int64_t size, uint64_t start_ns, uint64_t *ret_transfer_id)
 {
     const struct lli_geometry *geometry = &args->cache->geometry;
     LLI_TRY(check_slot("batch_index", args->local_slot, geometry));
@@ -204,61 +266,82 @@ pull_slot(llm_datadist *dd, struct lli_transfer_args *args, const struct layers 
                         "size is %lld, the stride of the local cache is %llu", (long long)size,
                         (unsigned long long)geometry->stride);
     args->bytes = size == -1 ? geometry->stride : (uint64_t)size;
-    return lli_transfer_run(&dd->node, args);
+    return go(dd, args, layers, start_ns, ret_transfer_id);
 }
 
-llm_status
-llm_pull_kv_cache(llm_datadist *dd, const llm_cache_index *src, const llm_cache *dst,
-                  uint32_t dst_batch_index, int64_t size, const llm_kv_cache_ext_param *param)
+static llm_status
+pull_kv_cache(llm_datadist *dd, const char *call, const llm_cache_index *src, const llm_cache *dst,
+              uint32_t dst_batch_index, int64_t size, const llm_kv_cache_ext_param *param,
+              uint64_t *ret_transfer_id)
 {
     llm_cache_index from;
     llm_cache to;
     struct layers layers;
-    LLI_TRY(lli_check_initialized(dd, "llm_pull_kv_cache"));
-    uint64_t deadline_ns = lli_deadline_after_ms(dd->options.sync_wait_ms);
+    LLI_TRY(lli_check_initialized(dd, call));
+    uint64_t start_ns = lli_now_ns();
     LLI_TRY(LLI_CHECK_STRUCT(src, llm_cache_index, &from));
     LLI_TRY(LLI_CHECK_STRUCT(dst, llm_cache, &to));
     LLI_TRY(check_size(size));
     LLI_TRY(check_pull_layers(param, &layers));
     LLI_TRY(check_role(dd, LLM_ROLE_DECODER, "pull"));
+    LLI_TRY(check_not_own(dd, &from));
     struct lli_transfer_args args = {
         .kind = LLI_REQUEST_SLOT,
         .cluster_id = from.cluster_id,
         .remote_cache_id = from.cache_id,
         .remote_slot = from.batch_index,
         .local_slot = dst_batch_index,
-        .deadline_ns = deadline_ns,
     };
     LLI_TRY(hold_cache(dd, to.cache_id, &args.cache));
-    llm_status status = pull_slot(dd, &args, &layers, size);
+    llm_status status = pull_slot(dd, &args, &layers, size, start_ns, ret_transfer_id);
     lli_registry_put(&dd->registry, args.cache);
     return status;
 }
 
+llm_status
+llm_pull_kv_cache(llm_datadist *dd, const llm_cache_index *src, const llm_cache *dst,
+                  uint32_t dst_batch_index, int64_t size, const llm_kv_cache_ext_param *param)
+{
+    return pull_kv_cache(dd, "llm_pull_kv_cache", src, dst, dst_batch_index, size, param, NULL);
+}
+
+llm_status
+llm_start_pull_kv_cache(llm_datadist *dd, const llm_cache_index *src, const llm_cache *dst,
+                        uint32_t dst_batch_index, int64_t size,
+                        const llm_kv_cache_ext_param *param, uint64_t *ret_transfer_id)
+{
+    const char *call = "llm_start_pull_kv_cache";
+    LLI_TRY(check_start(dd, call, ret_transfer_id));
+    return pull_kv_cache(dd, call, src, dst, dst_batch_index, size, param, ret_transfer_id);
+}
+
 static llm_status
-pull_blocks(llm_datadist *dd, struct lli_transfer_args *args, const struct layers *layers)
+pull_blocks(llm_datadist *dd, struct lli_transfer_args *args, const struct layers *layers,
+            uint64_t start_ns, uint64_t *ret_transfer_id)
 {
     const struct lli_geometry *geometry = &args->cache->geometry;
     LLI_TRY(check_blocks("dst_blocks", args->local_blocks, args->num_blocks, geometry));
     LLI_TRY(select_pulled(layers, geometry, args));
-    return lli_transfer_run(&dd->node, args);
+    return go(dd, args, layers, start_ns, ret_transfer_id);
 }
 
-llm_status
-llm_pull_kv_blocks(llm_datadist *dd, const llm_cache_index *src, const llm_cache *dst,
-                   const uint64_t *src_blocks, size_t num_src_blocks, const uint64_t *dst_blocks,
-                   size_t num_dst_blocks, const llm_kv_cache_ext_param *param)
+static llm_status
+pull_kv_blocks(llm_datadist *dd, const char *call, const llm_cache_index *src,
+               const llm_cache *dst, const uint64_t *src_blocks, size_t num_src_blocks,
+               const uint64_t *dst_blocks, size_t num_dst_blocks,
+               const llm_kv_cache_ext_param *param, uint64_t *ret_transfer_id)
 {
     llm_cache_index from;
     llm_cache to;
     struct layers layers;
-    LLI_TRY(lli_check_initialized(dd, "llm_pull_kv_blocks"));
-    uint64_t deadline_ns = lli_deadline_after_ms(dd->options.sync_wait_ms);
+    LLI_TRY(lli_check_initialized(dd, call));
+    uint64_t start_ns = lli_now_ns();
     LLI_TRY(LLI_CHECK_STRUCT(src, llm_cache_index, &from));
     LLI_TRY(LLI_CHECK_STRUCT(dst, llm_cache, &to));
     LLI_TRY(check_no_batch(&from));
     LLI_TRY(check_pull_layers(param, &layers));
     LLI_TRY(check_role(dd, LLM_ROLE_DECODER, "pull"));
+    LLI_TRY(check_not_own(dd, &from));
     LLI_TRY(check_lists(src_blocks, num_src_blocks, dst_blocks, num_dst_blocks));
     struct lli_transfer_args args = {
         .kind = LLI_REQUEST_BLOCKS,
@@ -267,12 +350,32 @@ llm_pull_kv_blocks(llm_datadist *dd, const llm_cache_index *src, const llm_cache
         .local_blocks = dst_blocks,
         .remote_blocks = src_blocks,
         .num_blocks = num_src_blocks,
-        .deadline_ns = deadline_ns,
     };
     LLI_TRY(hold_cache(dd, to.cache_id, &args.cache));
-    llm_status status = pull_blocks(dd, &args, &layers);
+    llm_status status = pull_blocks(dd, &args, &layers, start_ns, ret_transfer_id);
     lli_registry_put(&dd->registry, args.cache);
     return status;
+}
+
+llm_status
+llm_pull_kv_blocks(llm_datadist *dd, const llm_cache_index *src, const llm_cache *dst,
+                   const uint64_t *src_blocks, size_t num_src_blocks, const uint64_t *dst_blocks,
+                   size_t num_dst_blocks, const llm_kv_cache_ext_param *param)
+{
+    return pull_kv_blocks(dd, "llm_pull_kv_blocks", src, dst, src_blocks, num_src_blocks,
+                          dst_blocks, num_dst_blocks, param, NULL);
+}
+
+llm_status
+llm_start_pull_kv_blocks(llm_datadist *dd, const llm_cache_index *src, const llm_cache *dst,
+                         const uint64_t *src_blocks, size_t num_src_blocks,
+                         const uint64_t *dst_blocks, size_t num_dst_blocks,
+                         const llm_kv_cache_ext_param *param, uint64_t *ret_transfer_id)
+{
+    const char *call = "llm_start_pull_kv_blocks";
+    LLI_TRY(check_start(dd, call, ret_transfer_id));
+    return pull_kv_blocks(dd, call, src, dst, src_blocks, num_src_blocks, dst_blocks,
+                          num_dst_blocks, param, ret_transfer_id);
 }
 
 // ---- push (§8.4, §8.5) ----
@@ -286,7 +389,7 @@ struct pushed {
 };
 
 static llm_status
-read_pushed(const llm_cache *src, struct pushed *ret_pushed)
+read_pushed(const llm_cache *src, bool version_2, struct pushed *ret_pushed)
 {
     llm_cache_desc desc;
     *ret_pushed = (struct pushed){.placement = LLM_PLACEMENT_DEVICE};
@@ -297,6 +400,9 @@ read_pushed(const llm_cache *src, struct pushed *ret_pushed)
         ret_pushed->placement = desc.placement;
         ret_pushed->num_tensors = desc.num_tensors;
     }
+    // In version 2 the cache id is enough.
+    if (version_2 && ret_pushed->num_tensors == 0)
+        ret_pushed->has_desc = false;
     if (ret_pushed->placement != LLM_PLACEMENT_DEVICE)
         return lli_fail(LLM_PARAM_INVALID, "transfer",
                         "the placement of the source is %u, expected 1 (device)",
@@ -326,6 +432,18 @@ check_pusher(const llm_datadist *dd)
                         "push works with one device, this instance has %zu",
                         dd->options.num_devices);
     return check_role(dd, LLM_ROLE_PROMPT, "push");
+}
+
+// In version 2 a missing link is said before anything about layers (§13.5).
+static llm_status
+check_linked(llm_datadist *dd, uint64_t cluster_id)
+{
+    struct lli_link *link;
+    if (!atomic_load(&dd->version_2))
+        return LLM_SUCCESS;
+    LLI_TRY(lli_links_acquire(&dd->node, cluster_id, &link));
+    lli_links_release(link);
+    return LLM_SUCCESS;
 }
 
 // A range of layers, all of them to be checked before the first moves: 10 and 11.
@@ -362,37 +480,30 @@ select_pushed(const struct layers *layers, const struct pushed *pushed,
     return LLM_SUCCESS;
 }
 
-// The time limit of a push counts per layer (§10.3).
-static uint64_t
-push_deadline(const llm_datadist *dd, uint64_t start_ns, const struct lli_transfer_args *args)
-{
-    uint64_t layers = lli_max(args->num_tensors / args->tensors_per_layer, 1);
-    return start_ns + LLI_MS_TO_NS(dd->options.sync_wait_ms) * layers;
-}
-
 static llm_status
 push_slot(llm_datadist *dd, struct lli_transfer_args *args, const struct layers *layers,
-          const struct pushed *pushed, uint64_t start_ns)
+          const struct pushed *pushed, uint64_t start_ns, uint64_t *ret_transfer_id)
 {
     const struct lli_geometry *geometry = &args->cache->geometry;
+    LLI_TRY(check_linked(dd, args->cluster_id));
     LLI_TRY(check_slot("src_batch_index", args->local_slot, geometry));
     LLI_TRY(select_pushed(layers, pushed, geometry, args));
     args->bytes = geometry->stride;
-    args->deadline_ns = push_deadline(dd, start_ns, args);
-    return lli_transfer_run(&dd->node, args);
+    return go(dd, args, layers, start_ns, ret_transfer_id);
 }
 
-llm_status
-llm_push_kv_cache(llm_datadist *dd, const llm_cache *src, const llm_cache_index *dst,
-                  uint32_t src_batch_index, int64_t size, const llm_kv_cache_ext_param *param)
+static llm_status
+push_kv_cache(llm_datadist *dd, const char *call, const llm_cache *src, const llm_cache_index *dst,
+              uint32_t src_batch_index, int64_t size, const llm_kv_cache_ext_param *param,
+              uint64_t *ret_transfer_id)
 {
     llm_cache_index to;
     struct pushed pushed;
     struct layers layers;
-    LLI_TRY(lli_check_initialized(dd, "llm_push_kv_cache"));
+    LLI_TRY(lli_check_initialized(dd, call));
     uint64_t start_ns = lli_now_ns();
     LLI_TRY(LLI_CHECK_STRUCT(dst, llm_cache_index, &to));
-    LLI_TRY(read_pushed(src, &pushed));
+    LLI_TRY(read_pushed(src, atomic_load(&dd->version_2), &pushed));
     if (size != -1)
         return lli_fail(LLM_PARAM_INVALID, "transfer", "size is %lld, expected -1 for a push",
                         (long long)size);
@@ -407,34 +518,52 @@ llm_push_kv_cache(llm_datadist *dd, const llm_cache *src, const llm_cache_index 
         .local_slot = src_batch_index,
     };
     LLI_TRY(hold_cache(dd, pushed.cache.cache_id, &args.cache));
-    llm_status status = push_slot(dd, &args, &layers, &pushed, start_ns);
+    llm_status status = push_slot(dd, &args, &layers, &pushed, start_ns, ret_transfer_id);
     lli_registry_put(&dd->registry, args.cache);
     return status;
 }
 
-static llm_status
-push_blocks(llm_datadist *dd, struct lli_transfer_args *args, const struct layers *layers,
-            const struct pushed *pushed, uint64_t start_ns)
+llm_status
+llm_push_kv_cache(llm_datadist *dd, const llm_cache *src, const llm_cache_index *dst,
+                  uint32_t src_batch_index, int64_t size, const llm_kv_cache_ext_param *param)
 {
-    const struct lli_geometry *geometry = &args->cache->geometry;
-    LLI_TRY(select_pushed(layers, pushed, geometry, args));
-    LLI_TRY(check_blocks("src_blocks", args->local_blocks, args->num_blocks, geometry));
-    args->deadline_ns = push_deadline(dd, start_ns, args);
-    return lli_transfer_run(&dd->node, args);
+    return push_kv_cache(dd, "llm_push_kv_cache", src, dst, src_batch_index, size, param, NULL);
 }
 
 llm_status
-llm_push_kv_blocks(llm_datadist *dd, const llm_cache *src, const llm_cache_index *dst,
-                   const uint64_t *src_blocks, size_t num_src_blocks, const uint64_t *dst_blocks,
-                   size_t num_dst_blocks, const llm_kv_cache_ext_param *param)
+llm_start_push_kv_cache(llm_datadist *dd, const llm_cache *src, const llm_cache_index *dst,
+                        uint32_t src_batch_index, int64_t size,
+                        const llm_kv_cache_ext_param *param, uint64_t *ret_transfer_id)
+{
+    const char *call = "llm_start_push_kv_cache";
+    LLI_TRY(check_start(dd, call, ret_transfer_id));
+    return push_kv_cache(dd, call, src, dst, src_batch_index, size, param, ret_transfer_id);
+}
+
+static llm_status
+push_blocks(llm_datadist *dd, struct lli_transfer_args *args, const struct layers *layers,
+            const struct pushed *pushed, uint64_t start_ns, uint64_t *ret_transfer_id)
+{
+    const struct lli_geometry *geometry = &args->cache->geometry;
+    LLI_TRY(check_linked(dd, args->cluster_id));
+    LLI_TRY(select_pushed(layers, pushed, geometry, args));
+    LLI_TRY(check_blocks("src_blocks", args->local_blocks, args->num_blocks, geometry));
+    return go(dd, args, layers, start_ns, ret_transfer_id);
+}
+
+static llm_status
+push_kv_blocks(llm_datadist *dd, const char *call, const llm_cache *src,
+               const llm_cache_index *dst, const uint64_t *src_blocks, size_t num_src_blocks,
+               const uint64_t *dst_blocks, size_t num_dst_blocks,
+               const llm_kv_cache_ext_param *param, uint64_t *ret_transfer_id)
 {
     llm_cache_index to;
     struct pushed pushed;
     struct layers layers;
-    LLI_TRY(lli_check_initialized(dd, "llm_push_kv_blocks"));
+    LLI_TRY(lli_check_initialized(dd, call));
     uint64_t start_ns = lli_now_ns();
     LLI_TRY(LLI_CHECK_STRUCT(dst, llm_cache_index, &to));
-    LLI_TRY(read_pushed(src, &pushed));
+    LLI_TRY(read_pushed(src, atomic_load(&dd->version_2), &pushed));
     LLI_TRY(check_lists(src_blocks, num_src_blocks, dst_blocks, num_dst_blocks));
     LLI_TRY(check_no_batch(&to));
     LLI_TRY(check_push_layers(param, &pushed, &layers));
@@ -449,7 +578,28 @@ llm_push_kv_blocks(llm_datadist *dd, const llm_cache *src, const llm_cache_index
         .num_blocks = num_src_blocks,
     };
     LLI_TRY(hold_cache(dd, pushed.cache.cache_id, &args.cache));
-    llm_status status = push_blocks(dd, &args, &layers, &pushed, start_ns);
+    llm_status status = push_blocks(dd, &args, &layers, &pushed, start_ns, ret_transfer_id);
     lli_registry_put(&dd->registry, args.cache);
     return status;
+}
+
+llm_status
+llm_push_kv_blocks(llm_datadist *dd, const llm_cache *src, const llm_cache_index *dst,
+                   const uint64_t *src_blocks, size_t num_src_blocks, const uint64_t *dst_blocks,
+                   size_t num_dst_blocks, const llm_kv_cache_ext_param *param)
+{
+    return push_kv_blocks(dd, "llm_push_kv_blocks", src, dst, src_blocks, num_src_blocks,
+                          dst_blocks, num_dst_blocks, param, NULL);
+}
+
+llm_status
+llm_start_push_kv_blocks(llm_datadist *dd, const llm_cache *src, const llm_cache_index *dst,
+                         const uint64_t *src_blocks, size_t num_src_blocks,
+                         const uint64_t *dst_blocks, size_t num_dst_blocks,
+                         const llm_kv_cache_ext_param *param, uint64_t *ret_transfer_id)
+{
+    const char *call = "llm_start_push_kv_blocks";
+    LLI_TRY(check_start(dd, call, ret_transfer_id));
+    return push_kv_blocks(dd, call, src, dst, src_blocks, num_src_blocks, dst_blocks,
+                          num_dst_blocks, param, ret_transfer_id);
 }

@@ -102,6 +102,13 @@ alloc_tensors_locked(struct lli_registry *registry, struct lli_cache *cache)
     return LLM_SUCCESS;
 }
 
+static void
+enter_locked(struct lli_registry *registry, struct lli_cache *cache)
+{
+    lli_list_append(bucket_of(registry, cache->id), &cache->node);
+    registry->num_caches++;
+}
+
 static llm_status
 allocate_locked(struct lli_registry *registry, struct lli_cache *cache)
 {
@@ -113,8 +120,7 @@ allocate_locked(struct lli_registry *registry, struct lli_cache *cache)
         return lli_fail(LLM_DEVICE_OUT_OF_MEMORY, "cache",
                         "the directory of caches is full: %zu caches live", registry->num_caches);
     }
-    lli_list_append(bucket_of(registry, cache->id), &cache->node);
-    registry->num_caches++;
+    enter_locked(registry, cache);
     return LLM_SUCCESS;
 }
 
@@ -175,6 +181,17 @@ collect_locked(struct lli_registry *registry)
     }
 }
 
+// Unknown to new calls from now on.
+static void
+retire_locked(struct lli_registry *registry, struct lli_cache *cache)
+{
+    lli_list_remove(&cache->node);
+    registry->num_caches--;
+    cache->retired_ns = lli_now_ns();
+    lli_list_append(&registry->retired, &cache->node);
+    lli_segment_retire(registry->segment, cache->entry);
+}
+
 llm_status
 lli_registry_deallocate(struct lli_registry *registry, int64_t id)
 {
@@ -185,14 +202,73 @@ lli_registry_deallocate(struct lli_registry *registry, int64_t id)
         return lli_fail(LLM_KV_CACHE_NOT_EXIST, "cache", "there is no allocated cache with id %lld",
                         (long long)id);
     }
-    lli_list_remove(&cache->node);
-    registry->num_caches--;
-    cache->retired_ns = lli_now_ns();
-    lli_list_append(&registry->retired, &cache->node);
-    lli_segment_retire(registry->segment, cache->entry);
+    retire_locked(registry, cache);
     collect_locked(registry);
     pthread_mutex_unlock(&registry->lock);
     return LLM_SUCCESS;
+}
+
+llm_status
+lli_registry_register(struct lli_registry *registry, const struct lli_geometry *geometry,
+                      const uint64_t *addresses, int64_t *ret_id)
+{
+    struct lli_cache *cache = NULL;
+    if (geometry->num_tensors <= LLI_NUM_ADDRESSES)
+        cache = new_struct(geometry, 1);
+    if (cache == NULL)
+        return lli_fail(LLM_OUT_OF_MEMORY, "cache", "no memory to describe %u tensors",
+                        geometry->num_tensors);
+    cache->registered = true;
+    for (size_t i = 0; i < geometry->num_tensors; i++)
+        cache->addresses[i] = (uintptr_t)addresses[i];
+
+    lli_registry_collect(registry);
+    pthread_mutex_lock(&registry->lock);
+    cache->id = registry->next_id++;
+    bool published =
+        lli_segment_publish(registry->segment, cache->id, geometry, 1, LLI_ENTRY_REGISTERED,
+                            addresses, &cache->entry, &cache->generation);
+    if (published) {
+        enter_locked(registry, cache);
+        *ret_id = cache->id;
+    }
+    size_t num_caches = registry->num_caches;
+    pthread_mutex_unlock(&registry->lock);
+    if (!published) {
+        free_struct(cache);
+        return lli_fail(LLM_OUT_OF_MEMORY, "cache",
+                        "the directory of caches is full: %zu caches live", num_caches);
+    }
+    return LLM_SUCCESS;
+}
+
+static bool
+is_retired_locked(struct lli_registry *registry, int64_t id)
+{
+    LLI_LIST_FOR(node, &registry->retired) {
+        if (LLI_LIST_ENTRY(node, struct lli_cache, node)->id == id)
+            return true;
+    }
+    return false;
+}
+
+void
+lli_registry_unregister(struct lli_registry *registry, int64_t id)
+{
+    // Peers don't tell when they have finished reading: look again about every millisecond.
+    const uint64_t look_again_ns = LLI_MS_TO_NS(1);
+    pthread_mutex_lock(&registry->lock);
+    struct lli_cache *cache = find_locked(registry, id);
+    if (cache != NULL && cache->registered) {
+        retire_locked(registry, cache);
+        collect_locked(registry);
+        while (is_retired_locked(registry, id)) {
+            (void)lli_cond_wait_until(&registry->changed, &registry->lock,
+                                      lli_now_ns() + look_again_ns);
+            collect_locked(registry);
+        }
+    }
+    pthread_mutex_unlock(&registry->lock);
 }
 
 struct lli_cache *
@@ -204,6 +280,14 @@ lli_registry_hold(struct lli_registry *registry, int64_t id)
         cache->references++;
     pthread_mutex_unlock(&registry->lock);
     return cache;
+}
+
+void
+lli_registry_hold_again(struct lli_registry *registry, struct lli_cache *cache)
+{
+    pthread_mutex_lock(&registry->lock);
+    cache->references++;
+    pthread_mutex_unlock(&registry->lock);
 }
 
 void

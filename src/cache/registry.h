@@ -59,8 +59,18 @@ llm_status lli_registry_allocate(struct lli_registry *registry,
 // LLM_KV_CACHE_NOT_EXIST if the id is unknown, or names the other kind of cache.
 llm_status lli_registry_deallocate(struct lli_registry *registry, int64_t id);
 
+// Publishes memory of the user's: geometry->num_tensors addresses, on the one device there is.
+llm_status lli_registry_register(struct lli_registry *registry,
+                                 const struct lli_geometry *geometry, const uint64_t *addresses,
+                                 int64_t *ret_id);
+// Returns when nobody touches the memory any more, or the peers had their time.  An unknown id is
+// fine.
+void lli_registry_unregister(struct lli_registry *registry, int64_t id);
+
 // Finds a live cache and takes a reference; NULL if there is none.
 struct lli_cache *lli_registry_hold(struct lli_registry *registry, int64_t id);
+// One more reference to a cache that the caller holds already.
+void lli_registry_hold_again(struct lli_registry *registry, struct lli_cache *cache);
 // The memory is freed with the last reference to a retired cache.
 void lli_registry_put(struct lli_registry *registry, struct lli_cache *cache);
 

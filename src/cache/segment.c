@@ -1,7 +1,6 @@
 #include "cache/segment.h"
 
 #include <errno.h>
-#include <sched.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -33,6 +32,7 @@ lli_segment_open(struct lli_segment *segment, uint64_t cluster_id, uint64_t inca
     header->incarnation = incarnation;
     header->cluster_id = cluster_id;
     header->bytes = sizeof(struct lli_segment_layout);
+    header->own_address = (uintptr_t)header;
     return LLM_SUCCESS;
 }
 
@@ -112,23 +112,17 @@ lli_segment_erase(struct lli_segment *segment, uint32_t index)
     lli_extents_give(&segment->addresses, first_address, num_addresses);
 }
 
-unsigned
+int
 lli_segment_reader_enter(struct lli_segment *segment, uint64_t owner, uint64_t generation)
 {
     uint64_t taken = atomic_load(&segment->reader_slots_taken);
-    unsigned slot;
-    for (;;) {
-        if (taken == UINT64_MAX) {
-            // 64 copies at once keep every core busy already.
-            sched_yield();
-            taken = atomic_load(&segment->reader_slots_taken);
-            continue;
-        }
-        slot = (unsigned)__builtin_ctzll(~taken);
-        if (atomic_compare_exchange_weak(&segment->reader_slots_taken, &taken,
-                                         taken | UINT64_C(1) << slot))
-            break;
-    }
+    int slot;
+    do {
+        if (taken == UINT64_MAX)
+            return -1;
+        slot = __builtin_ctzll(~taken);
+    } while (!atomic_compare_exchange_weak(&segment->reader_slots_taken, &taken,
+                                           taken | UINT64_C(1) << slot));
     struct lli_reader_slot *reader = &segment->layout->header.readers[slot];
     STORE(reader->owner, owner);
     atomic_store(&reader->generation, generation);
@@ -137,7 +131,7 @@ lli_segment_reader_enter(struct lli_segment *segment, uint64_t owner, uint64_t g
 }
 
 void
-lli_segment_reader_leave(struct lli_segment *segment, unsigned slot)
+lli_segment_reader_leave(struct lli_segment *segment, int slot)
 {
     struct lli_reader_slot *reader = &segment->layout->header.readers[slot];
     atomic_store_explicit(&reader->generation, 0, memory_order_release);

@@ -65,7 +65,8 @@ struct lli_segment_header {
     uint64_t incarnation;
     uint64_t cluster_id;
     uint64_t bytes;
-    uint64_t pool_bytes_reserved[3];
+    uint64_t own_address; // of this header in the owner's process: proves who can be read there
+    uint64_t reserved_words[2];
     struct lli_reader_slot readers[LLI_NUM_READER_SLOTS];
     uint8_t reserved[4096 - 64 - 16 * LLI_NUM_READER_SLOTS];
 };
@@ -105,10 +106,10 @@ void lli_segment_retire(struct lli_segment *segment, uint32_t entry);
 // The entry is gone for good, and its memory may be used again.
 void lli_segment_erase(struct lli_segment *segment, uint32_t entry);
 
-// Announces that this instance reads generation `generation` of `owner`.  Waits for a free slot.
-unsigned lli_segment_reader_enter(struct lli_segment *segment, uint64_t owner,
-                                  uint64_t generation);
-void lli_segment_reader_leave(struct lli_segment *segment, unsigned slot);
+// Announces that this instance reads generation `generation` of `owner`.  The number of the slot,
+// or -1 if all are taken.
+int lli_segment_reader_enter(struct lli_segment *segment, uint64_t owner, uint64_t generation);
+void lli_segment_reader_leave(struct lli_segment *segment, int slot);
 
 // Does the peer whose segment this is announce that it reads that generation of ours?
 // generation 0: anything of ours.

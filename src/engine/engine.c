@@ -1,11 +1,14 @@
 #include "engine/engine.h"
 
 #include <errno.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/os.h"
+#include "transfer/copies.h"
+#include "transfer/notify.h"
 #include "transfer/serve.h"
 #include "transfer/transfer.h"
 
@@ -29,10 +32,9 @@ static void
 tick(void *arg, uint64_t now_ns)
 {
     struct llm_datadist *dd = arg;
-    (void)now_ns;
     lli_links_tick(&dd->node);
     lli_accept_tick(&dd->node);
-    lli_transfers_tick(&dd->node);
+    lli_transfers_tick(&dd->node, now_ns);
     lli_registry_collect(&dd->registry);
 }
 
@@ -40,7 +42,7 @@ static bool
 idle(void *arg)
 {
     struct llm_datadist *dd = arg;
-    return lli_serves_idle(&dd->node);
+    return lli_copies_idle(&dd->node);
 }
 
 static bool
@@ -91,6 +93,7 @@ on_message(struct lli_link *link, const struct lli_message_header *header,
     case LLI_PULL:
     case LLI_PUSH:
     case LLI_CANCEL:
+    case LLI_NOTIFY:
         ok = lli_serves_message(link, header, body);
         break;
     case LLI_RESULT:
@@ -179,7 +182,7 @@ open_pools(struct llm_datadist *dd)
     return LLM_SUCCESS;
 }
 
-static void
+static llm_status
 open_node(struct llm_datadist *dd, uint32_t tick_ms)
 {
     struct lli_node *node = &dd->node;
@@ -193,7 +196,25 @@ open_node(struct llm_datadist *dd, uint32_t tick_ms)
     node->pools = dd->pools;
     node->on_message = on_message;
     node->on_broken = on_broken;
+    node->transfer_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    node->notifications = lli_notifications_open();
+    if (node->transfer_fd < 0 || node->notifications == NULL) {
+        if (node->transfer_fd >= 0)
+            close(node->transfer_fd);
+        lli_notifications_close(node->notifications);
+        return lli_fail(LLM_FAILED, "engine", "out of memory or descriptors");
+    }
     lli_node_open(node, tick_ms);
+    return LLM_SUCCESS;
+}
+
+static void
+close_node(struct llm_datadist *dd)
+{
+    lli_transfers_release_all(&dd->node);
+    lli_node_close(&dd->node);
+    lli_notifications_close(dd->node.notifications);
+    close(dd->node.transfer_fd);
 }
 
 static llm_status
@@ -239,7 +260,9 @@ open_rooms(struct llm_datadist *dd)
     status = lli_loop_open(&dd->loop, tick_ms, tick, idle, dd);
     if (status != LLM_SUCCESS)
         goto close_segment;
-    open_node(dd, tick_ms);
+    status = open_node(dd, tick_ms);
+    if (status != LLM_SUCCESS)
+        goto close_loop;
     lli_registry_open(&dd->registry, &dd->segment, dd->pools, dd->options.num_devices,
                       patience_ns, is_read, dd);
     status = start_loop(dd);
@@ -249,8 +272,9 @@ open_rooms(struct llm_datadist *dd)
 
 close_registry:
     lli_registry_close(&dd->registry);
+    close_node(dd);
+close_loop:
     lli_loop_close(&dd->loop);
-    lli_node_close(&dd->node);
 close_segment:
     lli_segment_close(&dd->segment);
 close_pools:
@@ -268,6 +292,8 @@ lli_engine_open(struct llm_datadist *dd, const llm_option *options, size_t num_o
         status = open_rooms(dd);
     if (status != LLM_SUCCESS)
         lli_options_fini(&dd->options);
+    else
+        atomic_store(&dd->version_2, dd->options.version_2);
     return status;
 }
 
@@ -290,7 +316,7 @@ lli_engine_close(struct llm_datadist *dd)
     remove_all_links(dd);
     lli_loop_close(&dd->loop);
     lli_registry_close(&dd->registry);
-    lli_node_close(&dd->node);
+    close_node(dd);
     lli_segment_close(&dd->segment);
     close_pools(dd, dd->options.num_devices);
     lli_options_fini(&dd->options);

@@ -18,6 +18,7 @@ struct llm_datadist {
     _Atomic int role;            // llm_role, or what the caller took for one
     pthread_mutex_t life_lock;   // serialises initialize
     _Atomic bool initialized;
+    _Atomic bool version_2; // the rules of §13
 
     // Open while initialized.
     struct lli_options options;

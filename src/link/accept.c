@@ -149,6 +149,7 @@ establish(struct pending *pending, const struct lli_choose *choose)
     struct lli_conn *control = pending->control;
     link->transport = (enum lli_transport_kind)choose->transport;
     snprintf(link->reason, sizeof(link->reason), "%s", choose->reason);
+    link->peer_can_read = choose->can_read;
     fill_addresses(link, pending);
     lli_list_remove(&pending->node_list);
     for (uint32_t i = 0; i < pending->node->options->num_devices; i++)
@@ -339,7 +340,7 @@ stranger_message(struct lli_conn *conn, const struct lli_message_header *header,
         refuse(stranger, &hello, "its hello can't be read, or it speaks other versions");
         return;
     }
-    if (hello.expected_cluster_id != node->identity.cluster_id) {
+    if (!hello.any_cluster && hello.expected_cluster_id != node->identity.cluster_id) {
         refuse(stranger, &hello, "here is cluster %llu, it wants cluster %llu",
                (unsigned long long)node->identity.cluster_id,
                (unsigned long long)hello.expected_cluster_id);
@@ -521,9 +522,12 @@ take_offer(struct stranger *stranger, struct lli_exchange_offer *offer)
     struct pending *pending = find_pending(node, offer->link_token, offer->incarnation);
     if (pending != NULL && pending->link->view == NULL)
         pending->link->view = lli_view_map(offer->fds, offer->num_fds, offer->incarnation,
-                                           node->options->num_devices, why, sizeof(why));
+                                           node->options->num_devices, offer->pid, why,
+                                           sizeof(why));
     bool ok = pending != NULL && pending->link->view != NULL;
-    lli_exchange_answer(node, stranger->source.fd, ok ? LLM_SUCCESS : LLM_FAILED, ok ? "" : why);
+    if (ok && pending->link->view->can_read)
+        why[0] = '\0';
+    lli_exchange_answer(node, stranger->source.fd, ok ? LLM_SUCCESS : LLM_FAILED, why);
 }
 
 static void

@@ -23,8 +23,10 @@ struct attempt {
     int data_fds[LLI_NUM_STREAM_CONNS_MAX];
     size_t num_data_fds;
     struct lli_view *view;
+    bool peer_can_read;
     enum lli_transport_kind transport;
     char reason[LLI_REASON_BYTES];
+    char registered_reason[LLI_REASON_BYTES]; // why registered memory goes over tcp; "" if not
     char why[LLI_REASON_BYTES + 64]; // it failed
     bool timed_out;
     llm_status adopted;
@@ -163,7 +165,7 @@ check_peer(struct attempt *a, const struct lli_hello_reply *reply, bool is_first
         snprintf(a->why, sizeof(a->why), "the peer refused: %s", reply->text);
         return false;
     }
-    if (reply->from.cluster_id != a->target->cluster_id) {
+    if (!a->target->any_cluster && reply->from.cluster_id != a->target->cluster_id) {
         snprintf(a->why, sizeof(a->why), "it is cluster %llu",
                  (unsigned long long)reply->from.cluster_id);
         return false;
@@ -190,6 +192,7 @@ greet(struct attempt *a, enum lli_connection_purpose purpose, uint32_t device_in
     struct lli_hello hello = {
         .link_token = a->link_token,
         .expected_cluster_id = a->target->cluster_id,
+        .any_cluster = a->target->any_cluster,
         .purpose = purpose,
         .device_index = device_index,
         .from = a->node->identity,
@@ -219,14 +222,6 @@ close_fd:
 }
 
 static bool
-map_memory(struct attempt *a, char *why, size_t why_size)
-{
-    a->view =
-        lli_exchange_connect(a->node, &a->peer, a->link_token, a->deadline_ns, why, why_size);
-    return a->view != NULL;
-}
-
-static bool
 open_data_connections(struct attempt *a, char *why, size_t why_size)
 {
     while (a->num_data_fds < a->node->options->tcp_connections) {
@@ -238,6 +233,25 @@ open_data_connections(struct attempt *a, char *why, size_t why_size)
         a->data_fds[a->num_data_fds++] = fd;
     }
     return true;
+}
+
+// Where either side can't read the other's registered memory, that goes over data connections, with
+// its owner's help.
+static bool
+map_memory(struct attempt *a, char *why, size_t why_size)
+{
+    a->view = lli_exchange_connect(a->node, &a->peer, a->link_token, a->deadline_ns,
+                                   &a->peer_can_read, why, why_size);
+    if (a->view == NULL)
+        return false;
+    if (a->view->can_read && a->peer_can_read)
+        return true;
+    snprintf(a->registered_reason, sizeof(a->registered_reason), "%s", why);
+    if (open_data_connections(a, why, why_size))
+        return true;
+    lli_view_unmap(a->view);
+    a->view = NULL;
+    return false;
 }
 
 static bool
@@ -292,6 +306,8 @@ choose_transport(struct attempt *a)
         if (try_transport(a, kind, why, sizeof(why))) {
             a->transport = kind;
             note(a, lli_transport_name(kind), "chosen");
+            if (a->registered_reason[0] != '\0')
+                note(a, "registered memory over tcp", a->registered_reason);
             return true;
         }
         if (a->timed_out)
@@ -309,7 +325,10 @@ conclude(struct attempt *a)
     struct lli_writer w;
     struct lli_reader r;
     struct lli_outcome outcome;
-    struct lli_choose choose = {.transport = a->transport};
+    struct lli_choose choose = {
+        .transport = a->transport,
+        .can_read = a->view != NULL && a->view->can_read,
+    };
     memcpy(choose.reason, a->reason, sizeof(choose.reason));
     lli_writer_init(&w, body, sizeof(body));
     lli_choose_write(&w, &choose);
@@ -356,6 +375,7 @@ adopt(void *arg)
     link->transport = a->transport;
     memcpy(link->reason, a->reason, sizeof(link->reason));
     link->view = a->view;
+    link->peer_can_read = a->peer_can_read;
     a->view = NULL;
     for (size_t i = 0; i < a->node->options->num_devices; i++) {
         link->local_ips[i] = a->target->local[i].sin_addr;

@@ -6,6 +6,7 @@
 
 struct lli_link_target {
     uint64_t cluster_id;
+    bool any_cluster; // take whoever answers; the link gets the id that the peer announces
     const struct sockaddr_in *local;  // per device; port 0 = any
     const struct sockaddr_in *remote; // per device
 };

@@ -89,13 +89,17 @@ own_fds(const struct lli_node *node, int fds[LLI_NUM_VIEW_FDS_MAX])
     return num_fds;
 }
 
+// The process at the other end, if it runs as the same user.
 static bool
-is_same_user(int fd)
+is_same_user(int fd, pid_t *ret_pid)
 {
     struct ucred credentials;
     socklen_t bytes = sizeof(credentials);
-    return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &bytes) == 0 &&
-           credentials.uid == geteuid();
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &bytes) != 0 ||
+        credentials.uid != geteuid())
+        return false;
+    *ret_pid = credentials.pid;
+    return true;
 }
 
 static bool
@@ -110,8 +114,8 @@ wait_readable(int fd, uint64_t deadline_ns)
 }
 
 static struct lli_view *
-receive_answer(int fd, const struct lli_node *node, const struct lli_identity *peer, char *why,
-               size_t why_size)
+receive_answer(int fd, const struct lli_node *node, const struct lli_identity *peer, pid_t pid,
+               bool *ret_peer_can_read, char *why, size_t why_size)
 {
     uint8_t bytes[EXCHANGE_BYTES];
     int fds[LLI_NUM_VIEW_FDS_MAX];
@@ -126,16 +130,20 @@ receive_answer(int fd, const struct lli_node *node, const struct lli_identity *p
     else if (outcome.status != LLM_SUCCESS)
         snprintf(why, why_size, "%s", outcome.text);
     else
-        view = lli_view_map(fds, num_fds, peer->incarnation, node->options->num_devices, why,
+        view = lli_view_map(fds, num_fds, peer->incarnation, node->options->num_devices, pid, why,
                             why_size);
+    *ret_peer_can_read = view != NULL && outcome.text[0] == '\0';
+    if (view != NULL && !*ret_peer_can_read)
+        snprintf(why, why_size, "%s", outcome.text);
     close_all(fds, num_fds);
     return view;
 }
 
 struct lli_view *
 lli_exchange_connect(struct lli_node *node, const struct lli_identity *peer, uint64_t link_token,
-                     uint64_t deadline_ns, char *why, size_t why_size)
+                     uint64_t deadline_ns, bool *ret_peer_can_read, char *why, size_t why_size)
 {
+    pid_t pid = 0;
     uint8_t bytes[64];
     int fds[LLI_NUM_VIEW_FDS_MAX];
     struct lli_writer w;
@@ -148,14 +156,14 @@ lli_exchange_connect(struct lli_node *node, const struct lli_identity *peer, uin
     lli_writer_init(&w, bytes, sizeof(bytes));
     lli_write_u64(&w, link_token);
     lli_write_u64(&w, node->identity.incarnation);
-    if (!is_same_user(fd))
+    if (!is_same_user(fd, &pid))
         snprintf(why, why_size, "it belongs to another user");
     else if (!send_with_fds(fd, &w, fds, own_fds(node, fds)))
         snprintf(why, why_size, "can't send memory files: %s", strerror(errno));
     else if (!wait_readable(fd, deadline_ns))
         snprintf(why, why_size, "it didn't answer in time");
     else
-        view = receive_answer(fd, node, peer, why, why_size);
+        view = receive_answer(fd, node, peer, pid, ret_peer_can_read, why, why_size);
     close(fd);
     return view;
 }
@@ -170,7 +178,8 @@ lli_exchange_receive(int fd, struct lli_exchange_offer *ret_offer, char *why, si
     lli_reader_init(&r, bytes, received > 0 ? (size_t)received : 0);
     ret_offer->link_token = lli_read_u64(&r);
     ret_offer->incarnation = lli_read_u64(&r);
-    if (r.failed || !is_same_user(fd)) {
+    ret_offer->pid = 0;
+    if (r.failed || !is_same_user(fd, &ret_offer->pid)) {
         snprintf(why, why_size, r.failed ? "the offer can't be read" : "it is from another user");
         lli_exchange_offer_fini(ret_offer);
         return false;

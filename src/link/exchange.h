@@ -6,14 +6,17 @@
 #include "link/link.h"
 
 // The connector's side: sends ours, maps the peer's.  NULL, with the reason in `why`.
+// *ret_peer_can_read: the peer can read this process' memory, for caches that are registered.  On
+// success `why` is empty, or says why registered memory goes another way.
 struct lli_view *lli_exchange_connect(struct lli_node *node, const struct lli_identity *peer,
-                                      uint64_t link_token, uint64_t deadline_ns, char *why,
-                                      size_t why_size);
+                                      uint64_t link_token, uint64_t deadline_ns,
+                                      bool *ret_peer_can_read, char *why, size_t why_size);
 
 // What has arrived at the listener's side.
 struct lli_exchange_offer {
     uint64_t link_token;
     uint64_t incarnation;
+    pid_t pid; // 0: unknown here
     int fds[LLI_NUM_VIEW_FDS_MAX];
     size_t num_fds;
 };
@@ -22,7 +25,8 @@ struct lli_exchange_offer {
 bool lli_exchange_receive(int fd, struct lli_exchange_offer *ret_offer, char *why,
                           size_t why_size);
 void lli_exchange_offer_fini(struct lli_exchange_offer *offer);
-// Answers with our own memory files, or with a refusal.
+// Answers with our own memory files, or with a refusal.  `text`: why it is refused, or why this side
+// can't read the peer's registered memory; "" if it can.
 void lli_exchange_answer(struct lli_node *node, int fd, llm_status status, const char *text);
 
 #endif

@@ -17,7 +17,8 @@ lli_node_open(struct lli_node *node, uint32_t tick_ms)
     lli_list_init(&node->links);
     lli_list_init(&node->pending);
     lli_list_init(&node->strangers);
-    lli_list_init(&node->fetches);
+    lli_list_init(&node->copies);
+    lli_list_init(&node->started);
     node->tick_ms = tick_ms;
     node->reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
 }
@@ -153,6 +154,8 @@ lli_link_break(struct lli_link *link, llm_status status, const char *why)
     struct lli_node *node = link->node;
     pthread_mutex_lock(&node->links_lock);
     bool first = !link->broken;
+    // A peer that has been told to unlink closes its end.
+    llm_log_level level = link->unlinking ? LLM_LOG_DEBUG : LLM_LOG_WARN;
     if (first) {
         link->broken = true;
         link->broken_status = status;
@@ -163,7 +166,7 @@ lli_link_break(struct lli_link *link, llm_status status, const char *why)
     pthread_mutex_unlock(&node->links_lock);
     if (!first)
         return;
-    lli_log(LLM_LOG_WARN, "link", "the link to cluster %llu is broken: %s",
+    lli_log(level, "link", "the link to cluster %llu is broken: %s",
             (unsigned long long)link->peer.cluster_id, why);
     close_connections(link);
     node->on_broken(link, status);

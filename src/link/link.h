@@ -31,6 +31,7 @@ struct lli_link {
     enum lli_transport_kind transport;
     char reason[LLI_REASON_BYTES]; // why the transports before it were passed over
     struct lli_view *view;         // local and shm
+    bool peer_can_read;            // this process' registered memory
     struct in_addr *local_ips;     // per device
     struct in_addr *remote_ips;
 
@@ -81,7 +82,10 @@ struct lli_node {
     int reserve_fd; // closed when descriptors run out, so that a caller can be turned away
 
     _Atomic uint64_t next_transfer; // numbers transfers (transfer room)
-    struct lli_list fetches;        // copies that this thread makes for peers (transfer room)
+    struct lli_list copies;         // that this thread makes in portions (transfer room)
+    struct lli_list started;        // by llm_start_*, not yet released; guarded by links_lock
+    int transfer_fd;                // eventfd: a started transfer has ended
+    struct lli_notifications *notifications; // that have arrived (transfer room)
 
     // The transfer room's ears; called on the loop's thread.
     void (*on_message)(struct lli_link *link, const struct lli_message_header *header,

@@ -31,7 +31,11 @@ enum { MAX_DEVICES = 64, MAX_PORT = 65535, SHOWN_ITEM_BYTES = 60 };
     X(LLM_OPTION_SYNC_CACHE_WAIT_TIME, "1000", parse_sync_wait,                                    \
       "1..2147483647: milliseconds for allocate, deallocate, pull, push and set_role")             \
     X(LLM_OPTION_LOCAL_COMM_RES, "", parse_local_comm_res,                                         \
-      "any text: communication resources of Ascend hardware, not needed here")                     \
+      "any text: not needed here, but asks for version 2 of the interface")                     \
+    X(LLM_OPTION_TRANSFER_BACKEND, "", parse_transfer_backend,                                     \
+      "hixl: asks for version 2 of the interface; needs llm.ListenIpInfo")                         \
+    X(LLM_OPTION_GLOBAL_RESOURCE_CONFIG, "", parse_global_resource_config,                         \
+      "JSON: only with llm.TransferBackend, not needed here")                                      \
     X(LLM_OPTION_TRANSPORTS, "auto", parse_transports,                                             \
       "auto|name[,name...]: of local, shm and tcp, best first; auto = local,shm,tcp")              \
     X(LLM_OPTION_LIVENESS_TIME, "500", parse_liveness,                                             \
@@ -50,7 +54,7 @@ static const char *const unneeded_keys[] = {
     "llm.ClusterInfo",
     "llm.EnableCacheManager",
     "llm.EnableRemoteCacheAccessible",
-    "llm.GlobalResourceConfig",
+    LLM_OPTION_GLOBAL_RESOURCE_CONFIG,
     "llm.HostMemPoolConfig",
     "llm.LinkRetryCount",
     "llm.LinkTotalTime",
@@ -62,7 +66,6 @@ static const char *const unneeded_keys[] = {
     "llm.RdmaServiceLevel",
     "llm.RdmaTrafficClass",
     "llm.Role",
-    "llm.TransferBackend",
     "llm.deployResPath",
 };
 
@@ -75,6 +78,7 @@ static const char *const transport_names[LLI_NUM_TRANSPORTS] = {
 // What the parsers see beside the value, and where their results go.
 struct reading {
     llm_role role;
+    bool has_backend; // llm.TransferBackend is given
     llm_log_level log_level;
     struct lli_options *out;
 };
@@ -244,6 +248,9 @@ parse_device_ids(struct reading *reading, const char *value)
                                  "expected at most %d devices, but these are %zu", MAX_DEVICES,
                                  count);
     }
+    if (reading->out->version_2 && count > 1)
+        return lli_reject_option(LLM_OPTION_DEVICE_ID, value,
+                                 "expected one device with version 2, but these are %zu", count);
     reading->out->device_ids = lli_calloc(count, sizeof(*reading->out->device_ids));
     if (reading->out->device_ids == NULL)
         return lli_fail(LLM_FAILED, "options", "no memory for " LLM_OPTION_DEVICE_ID);
@@ -254,8 +261,11 @@ parse_device_ids(struct reading *reading, const char *value)
 static llm_status
 parse_listen(struct reading *reading, const char *value)
 {
-    if (reading->role != LLM_ROLE_PROMPT)
+    bool version_2 = reading->out->version_2;
+    if (!version_2 && reading->role != LLM_ROLE_PROMPT)
         return LLM_SUCCESS; // a wrong value is harmless there (§4.3)
+    if (version_2 && value == NULL)
+        return LLM_SUCCESS; // a client (§13.3)
     if (value == NULL)
         return reject_missing(LLM_OPTION_LISTEN_IP_INFO,
                               "a.b.c.d:port for each device of a Prompt");
@@ -302,6 +312,31 @@ static llm_status
 parse_local_comm_res(struct reading *reading, const char *value)
 {
     reading->out->has_local_comm_res = value != NULL && value[0] != '\0';
+    return LLM_SUCCESS;
+}
+
+static llm_status
+parse_transfer_backend(struct reading *reading, const char *value)
+{
+    if (value == NULL)
+        return LLM_SUCCESS;
+    if (strcmp(value, "hixl") != 0)
+        return lli_reject_option(LLM_OPTION_TRANSFER_BACKEND, value, "expected hixl");
+    if (reading->out->num_listen == 0)
+        return lli_reject_option(LLM_OPTION_TRANSFER_BACKEND, value,
+                                 "expected " LLM_OPTION_LISTEN_IP_INFO " beside it");
+    return LLM_SUCCESS;
+}
+
+static llm_status
+parse_global_resource_config(struct reading *reading, const char *value)
+{
+    if (value == NULL || !reading->has_backend)
+        return LLM_SUCCESS;
+    json_t *json = json_loads(value, 0, NULL);
+    if (json == NULL)
+        return lli_reject_option(LLM_OPTION_GLOBAL_RESOURCE_CONFIG, value, "expected JSON");
+    json_decref(json);
     return LLM_SUCCESS;
 }
 
@@ -547,6 +582,9 @@ lli_options_parse(const llm_option *options, size_t num_options, llm_role role,
     struct reading reading = {.role = role, .out = ret_options};
     *ret_options = (struct lli_options){0};
     LLI_TRY(check_pairs(options, num_options));
+    reading.has_backend = find_value(options, num_options, LLM_OPTION_TRANSFER_BACKEND) != NULL;
+    ret_options->version_2 =
+        reading.has_backend || find_value(options, num_options, LLM_OPTION_LOCAL_COMM_RES) != NULL;
     llm_status status = parse_rows(&reading, options, num_options);
     if (status != LLM_SUCCESS)
         lli_options_fini(ret_options);

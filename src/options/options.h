@@ -36,6 +36,7 @@ struct lli_options {
     size_t num_listen;
     uint32_t sync_wait_ms;
     bool enable_set_role;
+    bool version_2;          // the program asks for the second generation (§13)
     bool has_local_comm_res; // given and not empty
     uint64_t pool_bytes;     // 0: not given
     struct lli_pool_tier *tiers;

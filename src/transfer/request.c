@@ -11,6 +11,8 @@ lli_request_fini(struct lli_request *request)
 {
     lli_free(request->runs);
     lli_free(request->source_runs);
+    if (request->owns_notification)
+        lli_free((void *)(uintptr_t)request->notification);
     memset(request, 0, sizeof(*request));
 }
 
@@ -32,7 +34,7 @@ check_slot(const struct lli_request *request, const struct lli_geometry *geometr
            size_t why_size)
 {
     if (request->slot >= geometry->num_slots)
-        return NO(LLM_KV_CACHE_NOT_EXIST,
+        return NO(request->version_2 ? LLM_PARAM_INVALID : LLM_KV_CACHE_NOT_EXIST,
                   "remote batch_index is %llu, cache %lld has %llu batches",
                   (unsigned long long)request->slot, (long long)request->cache_id,
                   (unsigned long long)geometry->num_slots);
@@ -94,7 +96,8 @@ lli_request_check(const struct lli_request *request, const struct lli_geometry *
 size_t
 lli_request_bytes(const struct lli_request *request)
 {
-    return FIXED_BYTES + RUN_BYTES * (request->num_runs + request->num_source_runs);
+    return FIXED_BYTES + RUN_BYTES * (request->num_runs + request->num_source_runs) +
+           request->notification_bytes;
 }
 
 static void
@@ -132,7 +135,8 @@ void
 lli_request_write(struct lli_writer *w, const struct lli_request *request)
 {
     lli_write_u32(w, request->kind);
-    lli_write_u32(w, (request->all_tensors ? 1u : 0) | (request->fetch ? 2u : 0));
+    lli_write_u32(w, (request->all_tensors ? 1u : 0) | (request->fetch ? 2u : 0) |
+                         (request->version_2 ? 4u : 0));
     lli_write_u64(w, (uint64_t)request->cache_id);
     lli_write_u32(w, request->first_tensor);
     lli_write_u32(w, request->num_tensors);
@@ -145,6 +149,26 @@ lli_request_write(struct lli_writer *w, const struct lli_request *request)
     lli_write_u64(w, request->source_slot);
     runs_write(w, request->runs, request->num_runs);
     runs_write(w, request->source_runs, request->num_source_runs);
+    lli_write_u32(w, request->notification_bytes);
+    lli_write_bytes(w, request->notification, request->notification_bytes);
+}
+
+static bool
+notification_read(struct lli_reader *r, struct lli_request *request)
+{
+    uint32_t num_bytes = lli_read_u32(r);
+    if (r->failed || num_bytes > LLM_NOTIFICATION_BYTES_MAX || num_bytes > lli_read_left(r))
+        return false;
+    if (num_bytes == 0)
+        return true;
+    uint8_t *bytes = lli_malloc(num_bytes);
+    if (bytes == NULL)
+        return false;
+    lli_read_bytes(r, bytes, num_bytes);
+    request->notification = bytes;
+    request->notification_bytes = num_bytes;
+    request->owns_notification = true;
+    return true;
 }
 
 static bool
@@ -175,6 +199,7 @@ lli_request_read(struct lli_reader *r, bool push, struct lli_request *ret_reques
     uint32_t flags = lli_read_u32(r);
     request.all_tensors = (flags & 1u) != 0;
     request.fetch = (flags & 2u) != 0;
+    request.version_2 = (flags & 4u) != 0;
     request.cache_id = (int64_t)lli_read_u64(r);
     request.first_tensor = lli_read_u32(r);
     request.num_tensors = lli_read_u32(r);
@@ -186,8 +211,8 @@ lli_request_read(struct lli_reader *r, bool push, struct lli_request *ret_reques
     request.source_first_tensor = lli_read_u32(r);
     request.source_slot = lli_read_u64(r);
     if (!runs_read(r, &request.runs, &request.num_runs) ||
-        !runs_read(r, &request.source_runs, &request.num_source_runs) || r->failed ||
-        !is_sound(&request)) {
+        !runs_read(r, &request.source_runs, &request.num_source_runs) ||
+        !notification_read(r, &request) || r->failed || !is_sound(&request)) {
         lli_request_fini(&request);
         return false;
     }

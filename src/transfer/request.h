@@ -15,7 +15,8 @@ enum lli_request_kind {
 
 // Sides are those of the owner who is asked.
 struct lli_request {
-    bool push; // into the cache, else out of it
+    bool push;      // into the cache, else out of it
+    bool version_2; // statuses of §13.5
     enum lli_request_kind kind;
     int64_t cache_id;
     uint32_t first_tensor;
@@ -35,6 +36,11 @@ struct lli_request {
     uint64_t source_slot;              // kind slot
     struct lli_block_run *source_runs; // kind blocks
     size_t num_source_runs;
+
+    // A push: what the owner's application gets when all has arrived.
+    const uint8_t *notification;
+    uint32_t notification_bytes;
+    bool owns_notification;
 };
 
 void lli_request_fini(struct lli_request *request);

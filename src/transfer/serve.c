@@ -4,18 +4,14 @@
 
 #include "base/log.h"
 #include "base/mem.h"
+#include "transfer/copies.h"
+#include "transfer/notify.h"
 #include "transfer/request.h"
-#include "transfer/source.h"
-#include "transport/mapped.h"
 
 enum { SERVES_PER_LINK_MAX = 1024 };
 
-// The sockets are looked at between two such portions.
-static const uint64_t fetch_bytes_max = 1 << 20;
-
 struct serve {
-    struct lli_list node;    // in link->serves
-    struct lli_list fetches; // in node->fetches
+    struct lli_list node; // in link->serves
     struct lli_link *link;
     uint64_t id;
     struct lli_request request;
@@ -29,17 +25,15 @@ struct serve {
 
     // On one host.
     bool fetching;
-    struct lli_source_cache source;
-    struct lli_mapped_copy copy;
+    struct lli_copy_job copy;
 };
 
 static void
 free_serve(struct serve *serve)
 {
     lli_list_remove(&serve->node);
-    lli_list_remove(&serve->fetches);
     if (serve->fetching)
-        (void)lli_source_close(&serve->source);
+        lli_copies_cancel(&serve->copy);
     if (serve->cache != NULL)
         lli_registry_put(serve->link->node->registry, serve->cache);
     lli_plan_fini(&serve->plan);
@@ -53,6 +47,12 @@ finish(struct serve *serve, llm_status status, const char *text)
 {
     struct lli_link *link = serve->link;
     uint64_t id = serve->id;
+    if (status == LLM_SUCCESS && serve->request.notification_bytes > 0 &&
+        !lli_notifications_add(link->node->notifications, link->peer.cluster_id,
+                               serve->request.notification, serve->request.notification_bytes)) {
+        status = LLM_LINK_BUSY;
+        text = "all bytes have arrived, but there was no room for the notification";
+    }
     if (status != LLM_SUCCESS)
         lli_log(LLM_LOG_INFO, "transfer", "a %s of cluster %llu was answered with %s: %s",
                 serve->request.push ? "push" : "pull", (unsigned long long)link->peer.cluster_id,
@@ -110,7 +110,7 @@ join_stream(struct serve *serve)
 static llm_status
 begin_stream(struct serve *serve, char *why, size_t why_size)
 {
-    if (serve->link->transport != LLI_TRANSPORT_TCP) {
+    if (serve->link->stream.num_conns == 0) {
         snprintf(why, why_size, "this link has no data connections");
         return LLM_FAILED;
     }
@@ -154,11 +154,19 @@ plan_fetch(struct serve *serve)
     uint64_t num_tensors = (uint64_t)request->num_tensors * serve->cache->num_devices;
     if (request->kind == LLI_REQUEST_SLOT)
         return lli_plan_slot(&serve->plan, num_tensors,
-                             request->source_slot * serve->source.remote.geometry.stride,
+                             request->source_slot * serve->copy.source.remote.geometry.stride,
                              request->slot * geometry->stride, request->bytes);
     return lli_plan_pairs(&serve->plan, num_tensors, request->source_runs,
                           request->num_source_runs, request->runs, request->num_runs,
                           geometry->stride);
+}
+
+static void
+fetch_done(struct lli_copy_job *job, llm_status status, const char *text)
+{
+    struct serve *serve = LLI_CONTAINER_OF(job, struct serve, copy);
+    serve->fetching = false;
+    finish(serve, status, text);
 }
 
 static llm_status
@@ -170,36 +178,19 @@ begin_fetch(struct serve *serve, char *why, size_t why_size)
         return LLM_FAILED;
     }
     llm_status status =
-        lli_source_open(serve->link, &source_request, &serve->source, why, why_size);
+        lli_source_open(serve->link, &source_request, &serve->copy.source, why, why_size);
     if (status != LLM_SUCCESS)
         return status;
+    lli_list_init(&serve->copy.node);
+    serve->copy.done = fetch_done;
     serve->fetching = true;
     status = plan_fetch(serve);
     if (status != LLM_SUCCESS) {
         llm_last_error(why, why_size);
         return status;
     }
-    lli_mapped_copy_init(&serve->copy, &serve->plan, serve->source.tensors, serve->tensors);
-    lli_list_append(&serve->link->node->fetches, &serve->fetches);
+    lli_copies_add(serve->link->node, &serve->copy, &serve->plan, serve->tensors);
     return LLM_SUCCESS;
-}
-
-bool
-lli_serves_idle(struct lli_node *node)
-{
-    if (lli_list_empty(&node->fetches))
-        return false;
-    struct serve *serve = LLI_LIST_ENTRY(node->fetches.next, struct serve, fetches);
-    lli_list_remove(&serve->fetches);
-    if (!lli_mapped_copy_some(&serve->copy, fetch_bytes_max)) {
-        // The others get their turn.
-        lli_list_append(&node->fetches, &serve->fetches);
-        return true;
-    }
-    serve->fetching = false;
-    llm_status status = lli_source_close(&serve->source);
-    finish(serve, status, status == LLM_SUCCESS ? "" : "the pushed cache was freed and reused");
-    return !lli_list_empty(&node->fetches);
 }
 
 // ---- requests ----
@@ -232,6 +223,11 @@ begin(struct serve *serve, char *why, size_t why_size)
                  (unsigned long long)link->node->identity.cluster_id,
                  (long long)serve->request.cache_id);
         return LLM_KV_CACHE_NOT_EXIST;
+    }
+    if (serve->request.notification_bytes > 0 &&
+        !lli_notifications_have_room(link->node->notifications)) {
+        snprintf(why, why_size, "its application doesn't poll its notifications");
+        return LLM_LINK_BUSY;
     }
     llm_status status =
         lli_request_check(&serve->request, &serve->cache->geometry, why, why_size);
@@ -269,7 +265,6 @@ take_request(struct lli_link *link, const struct lli_message_header *header,
         return true;
     }
     lli_list_init(&serve->node);
-    lli_list_init(&serve->fetches);
     serve->link = link;
     serve->id = header->transfer_id;
     if (!lli_request_read(body, header->type == LLI_PUSH, &serve->request)) {
@@ -301,6 +296,20 @@ cancel(struct lli_link *link, uint64_t id)
         lli_link_send(link, LLI_CANCELLED, id, NULL, 0);
 }
 
+// A notification of a pull that has ended.
+static bool
+take_notification(struct lli_link *link, struct lli_reader *body)
+{
+    if (body->size == 0 || body->size > LLM_NOTIFICATION_BYTES_MAX)
+        return false;
+    if (!lli_notifications_add(link->node->notifications, link->peer.cluster_id, body->bytes,
+                               body->size))
+        lli_log(LLM_LOG_WARN, "transfer",
+                "a notification of cluster %llu was dropped: there is no room, poll more often",
+                (unsigned long long)link->peer.cluster_id);
+    return true;
+}
+
 bool
 lli_serves_message(struct lli_link *link, const struct lli_message_header *header,
                    struct lli_reader *body)
@@ -312,6 +321,8 @@ lli_serves_message(struct lli_link *link, const struct lli_message_header *heade
     case LLI_CANCEL:
         cancel(link, header->transfer_id);
         return true;
+    case LLI_NOTIFY:
+        return take_notification(link, body);
     default:
         return false;
     }

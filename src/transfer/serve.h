@@ -5,12 +5,10 @@
 
 #include "link/link.h"
 
-// Handles PULL, PUSH and CANCEL.  False if the message is malformed.
+// Handles PULL, PUSH, CANCEL and NOTIFY.  False if the message is malformed.
 bool lli_serves_message(struct lli_link *link, const struct lli_message_header *header,
                         struct lli_reader *body);
 // Drops everything that is being served on the link.
 void lli_serves_broken(struct lli_link *link);
-// Goes on with one fetch for a short while; true if there is more to do.
-bool lli_serves_idle(struct lli_node *node);
 
 #endif

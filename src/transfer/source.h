@@ -1,26 +1,33 @@
-// Reading a peer's cache on the same host, straight from its mapped memory.  The protocol of
-// segment.h: announce, check, copy, check again.
+// Reading a peer's cache on the same host, straight from its memory.  The protocol of segment.h:
+// announce, check, copy, check again.
 #ifndef LLI_SOURCE_H
 #define LLI_SOURCE_H
 
 #include "link/link.h"
 #include "transfer/request.h"
 
-// A peer's cache that this instance has announced to be reading.
 struct lli_source_cache {
     struct lli_link *link;
     struct lli_remote_cache remote;
-    uintptr_t *tensors; // addresses of the selected ones, for every device
-    unsigned reader_slot;
+    uint32_t first_tensor;
+    uint32_t num_tensors;
+    uintptr_t *tensors; // addresses of the selected ones, for every device; filled by enter
+    pid_t pid;          // not 0: the addresses are those of this process
+    int reader_slot;    // -1: not announced
 };
 
-// Finds the cache, checks the request against it, announces the reading, and finds the addresses of
-// request->num_tensors tensors from request->first_tensor on.  On failure `why` says what is wrong,
-// and nothing is announced.
+// Is that cache registered memory which this process can't read itself?
+bool lli_source_needs_owner(struct lli_link *link, int64_t cache_id);
+
+// Finds the cache and checks the request against it.  On failure `why` says what is wrong.
 llm_status lli_source_open(struct lli_link *link, const struct lli_request *request,
                            struct lli_source_cache *ret_source, char *why, size_t why_size);
-// Ends the announcement.  LLM_SUCCESS if it was the same cache all the time, else
-// LLM_KV_CACHE_NOT_EXIST: what was copied may be anything.
-llm_status lli_source_close(struct lli_source_cache *source);
+// Announces the reading and finds the addresses.  LLM_LINK_BUSY if too many readings are announced
+// at the moment: try again.  The source stays open, whatever the answer.
+llm_status lli_source_enter(struct lli_source_cache *source, char *why, size_t why_size);
+// Ends the announcement.  LLM_SUCCESS if it was the same cache of a living peer all the time, and
+// `error`, the copy's, is 0; otherwise what was copied may be anything, and `why` says why.
+llm_status lli_source_close(struct lli_source_cache *source, int error, char *why,
+                            size_t why_size);
 
 #endif

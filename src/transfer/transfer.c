@@ -1,12 +1,16 @@
 #include "transfer/transfer.h"
 
 #include <stdio.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/os.h"
+#include "transfer/copies.h"
 #include "transfer/source.h"
 #include "transport/mapped.h"
+
+// ---- describing a transfer ----
 
 // Fills the peer's side of the request; the runs are the request's to free.
 static llm_status
@@ -14,6 +18,7 @@ make_request(const struct lli_transfer_args *args, struct lli_request *ret_reque
 {
     struct lli_request request = {
         .push = args->push,
+        .version_2 = args->version_2,
         .kind = args->kind,
         .cache_id = args->remote_cache_id,
         .first_tensor = args->remote_first_tensor,
@@ -37,14 +42,20 @@ num_local_tensors(const struct lli_transfer_args *args)
     return (size_t)args->num_tensors * args->cache->num_devices;
 }
 
+static llm_status
+no_memory(void)
+{
+    return lli_fail(LLM_OUT_OF_MEMORY, "transfer", "no memory to describe the transfer");
+}
+
 // The addresses of the selected local tensors, for every device.
-static uintptr_t *
-local_tensors(const struct lli_transfer_args *args)
+static llm_status
+find_local_tensors(const struct lli_transfer_args *args, uintptr_t **ret_tensors)
 {
     const struct lli_cache *cache = args->cache;
     uintptr_t *tensors = lli_malloc(num_local_tensors(args) * sizeof(*tensors));
     if (tensors == NULL)
-        return NULL;
+        return no_memory();
     for (size_t device = 0; device < cache->num_devices; device++) {
         for (uint32_t i = 0; i < args->num_tensors; i++) {
             size_t index =
@@ -52,17 +63,11 @@ local_tensors(const struct lli_transfer_args *args)
             tensors[device * args->num_tensors + i] = cache->addresses[index];
         }
     }
-    return tensors;
+    *ret_tensors = tensors;
+    return LLM_SUCCESS;
 }
 
-static llm_status
-no_memory(void)
-{
-    return lli_fail(LLM_OUT_OF_MEMORY, "transfer", "no memory to describe the transfer");
-}
-
-// ---- pulls on one host ----
-
+// From the peer's tensors to ours.
 static llm_status
 plan_pull(const struct lli_transfer_args *args, const struct lli_geometry *remote,
           struct lli_plan *ret_plan)
@@ -75,67 +80,157 @@ plan_pull(const struct lli_transfer_args *args, const struct lli_geometry *remot
                            args->local_blocks, args->num_blocks, stride);
 }
 
+// Our side alone.
 static llm_status
-copy_from_source(const struct lli_transfer_args *args, struct lli_source_cache *source)
+plan_own_side(const struct lli_transfer_args *args, struct lli_plan *ret_plan)
 {
-    struct lli_plan plan = {0};
-    struct lli_mapped_copy copy;
-    uintptr_t *tensors = local_tensors(args);
-    llm_status status = tensors != NULL ? plan_pull(args, &source->remote.geometry, &plan)
-                                        : no_memory();
-    if (status == LLM_SUCCESS) {
-        lli_mapped_copy_init(&copy, &plan, source->tensors, tensors);
-        if (!lli_mapped_copy_all(&copy, args->deadline_ns))
-            status = lli_fail(LLM_WAIT_PROC_TIMEOUT, "transfer",
-                              "the time was up after %llu of %llu bytes",
-                              (unsigned long long)copy.position,
-                              (unsigned long long)plan.total_bytes);
-    }
-    lli_plan_fini(&plan);
-    lli_free(tensors);
+    uint64_t stride = args->cache->geometry.stride;
+    if (args->kind == LLI_REQUEST_SLOT)
+        return lli_plan_slot(ret_plan, num_local_tensors(args), args->local_slot * stride,
+                             args->local_slot * stride, args->bytes);
+    struct lli_block_run *runs;
+    size_t num_runs;
+    LLI_TRY(lli_block_runs_merge(args->local_blocks, args->num_blocks, &runs, &num_runs));
+    llm_status status = lli_plan_side(ret_plan, num_local_tensors(args), runs, num_runs, stride);
+    lli_free(runs);
     return status;
 }
 
 static llm_status
-pull_mapped(struct lli_link *link, const struct lli_transfer_args *args)
+explain(const struct lli_transfer_args *args, llm_status status, const char *why)
+{
+    return lli_fail(status, "transfer", "%s cluster %llu: %s",
+                    args->push ? "push to" : "pull from", (unsigned long long)args->cluster_id,
+                    why);
+}
+
+// Opens the peer's cache for reading by this process.
+static llm_status
+open_source(struct lli_link *link, const struct lli_transfer_args *args,
+            struct lli_source_cache *ret_source)
 {
     struct lli_request request;
-    struct lli_source_cache source;
     char why[LLI_REASON_BYTES];
     LLI_TRY(make_request(args, &request));
-    llm_status status = lli_source_open(link, &request, &source, why, sizeof(why));
+    llm_status status = lli_source_open(link, &request, ret_source, why, sizeof(why));
     lli_request_fini(&request);
-    if (status != LLM_SUCCESS)
-        return lli_fail(status, "transfer", "pull: %s", why);
-    status = copy_from_source(args, &source);
-    llm_status same = lli_source_close(&source);
-    if (status == LLM_SUCCESS && same != LLM_SUCCESS)
-        return lli_fail(same, "transfer",
-                        "cluster %llu freed its cache %lld during the pull, and its memory was "
-                        "reused",
-                        (unsigned long long)args->cluster_id, (long long)args->remote_cache_id);
+    return status == LLM_SUCCESS ? status : explain(args, status, why);
+}
+
+// ---- a pull on one host, in the caller's thread ----
+
+static llm_status
+copy_entered(const struct lli_transfer_args *args, struct lli_source_cache *source,
+             const struct lli_plan *plan, const uintptr_t *tensors, int *ret_error)
+{
+    struct lli_mapped_copy copy;
+    lli_mapped_copy_init(&copy, plan, source->tensors, tensors);
+    copy.pid = source->pid;
+    bool in_time = lli_mapped_copy_all(&copy, args->deadline_ns);
+    *ret_error = copy.error;
+    if (in_time)
+        return LLM_SUCCESS;
+    return lli_fail(LLM_WAIT_PROC_TIMEOUT, "transfer",
+                    "pull from cluster %llu: the time was up after %llu of %llu bytes",
+                    (unsigned long long)args->cluster_id, (unsigned long long)copy.position,
+                    (unsigned long long)plan->total_bytes);
+}
+
+static llm_status
+enter_waiting(const struct lli_transfer_args *args, struct lli_source_cache *source)
+{
+    char why[LLI_REASON_BYTES];
+    llm_status status = lli_source_enter(source, why, sizeof(why));
+    while (status == LLM_LINK_BUSY && lli_now_ns() < args->deadline_ns) {
+        sched_yield();
+        status = lli_source_enter(source, why, sizeof(why));
+    }
+    if (status == LLM_LINK_BUSY)
+        status = LLM_WAIT_PROC_TIMEOUT;
+    return status == LLM_SUCCESS ? status : explain(args, status, why);
+}
+
+static llm_status
+copy_from(const struct lli_transfer_args *args, struct lli_source_cache *source,
+          const struct lli_plan *plan, const uintptr_t *tensors)
+{
+    int error = 0;
+    char why[LLI_REASON_BYTES];
+    llm_status status = enter_waiting(args, source);
+    if (status == LLM_SUCCESS)
+        status = copy_entered(args, source, plan, tensors, &error);
+    llm_status after = lli_source_close(source, error, why, sizeof(why));
+    if (status == LLM_SUCCESS && after != LLM_SUCCESS)
+        return explain(args, after, why);
     return status;
 }
 
-// ---- conversations with the peer ----
+struct notice {
+    struct lli_link *link;
+    const struct lli_transfer_args *args;
+};
+
+static void
+send_notice(void *arg)
+{
+    struct notice *notice = arg;
+    lli_link_send(notice->link, LLI_NOTIFY, 0, notice->args->notification,
+                  notice->args->notification_bytes);
+}
+
+static llm_status
+pull_here(struct lli_link *link, const struct lli_transfer_args *args)
+{
+    struct lli_source_cache source;
+    struct lli_plan plan = {0};
+    uintptr_t *tensors = NULL;
+    char why[LLI_REASON_BYTES];
+    LLI_TRY(open_source(link, args, &source));
+    llm_status status = plan_pull(args, &source.remote.geometry, &plan);
+    if (status == LLM_SUCCESS)
+        status = find_local_tensors(args, &tensors);
+    if (status == LLM_SUCCESS)
+        status = copy_from(args, &source, &plan, tensors);
+    else
+        (void)lli_source_close(&source, 0, why, sizeof(why));
+    lli_plan_fini(&plan);
+    lli_free(tensors);
+    if (status == LLM_SUCCESS && args->notification != NULL) {
+        struct notice notice = {.link = link, .args = args};
+        lli_loop_call(link->node->loop, send_notice, &notice);
+    }
+    return status;
+}
+
+// ---- everything else ----
 
 struct transfer {
-    struct lli_list node; // in link->transfers; the loop's thread
+    _Atomic unsigned references; // the caller's, and the loop's until it has ended
+    struct lli_list node;        // in link->transfers; the loop's thread
+    struct lli_list in_started;  // in node->started; guarded by links_lock
     uint64_t id;
-    struct lli_link *link;
+    struct lli_link *link;   // acquired, until it has ended
+    struct lli_cache *cache; // held, likewise
     bool push;
+    bool started; // somebody may wait for the eventfd
+    bool copying; // a pull on one host, in portions
+    uint64_t deadline_ns;
     struct lli_request request;
-    struct lli_plan plan; // tcp: this side
-    uintptr_t *tensors;   // tcp
+    struct lli_plan plan; // this side, or both when copying
+    uintptr_t *tensors;   // this side
     struct lli_task start;
-    struct lli_task cancel;
+    uint8_t *notification; // of a pull
+    size_t notification_bytes;
 
     // The loop's thread.
     struct lli_stream_job job;
+    struct lli_copy_job copy;
     bool in_stream;
-    bool cancelled;
-    uint64_t cancelled_tick;
+    bool in_copies;
     bool ended;
+    bool cancelled;
+    llm_status cancel_status;
+    uint64_t cancelled_tick;
     // A push that has ended at the peer while frames that had begun are still leaving here.
     bool leaving;
     llm_status leaving_status;
@@ -148,21 +243,59 @@ struct transfer {
     char text[LLI_REASON_BYTES];
 };
 
-// The one end.  The caller may free the transfer as soon as it sees it.
+static void
+put(struct transfer *t)
+{
+    if (atomic_fetch_sub(&t->references, 1) > 1)
+        return;
+    lli_request_fini(&t->request);
+    lli_plan_fini(&t->plan);
+    lli_free(t->tensors);
+    lli_free(t->notification);
+    pthread_cond_destroy(&t->ended_cond);
+    pthread_mutex_destroy(&t->lock);
+    lli_free(t);
+}
+
+// Gives back what a transfer holds while it runs.
+static void
+let_go(struct transfer *t)
+{
+    struct lli_node *node = t->link->node;
+    lli_registry_put(node->registry, t->cache);
+    lli_links_release(t->link);
+}
+
+static void
+announce_end(struct lli_node *node)
+{
+    uint64_t one = 1;
+    ssize_t written = write(node->transfer_fd, &one, sizeof(one));
+    (void)written; // fails only when it is readable anyway
+}
+
+// The one end.
 static void
 end(struct transfer *t, llm_status status, const char *text)
 {
+    struct lli_node *node = t->link->node;
     lli_list_remove(&t->node);
     t->ended = true;
+    if (status == LLM_SUCCESS && t->notification != NULL)
+        lli_link_send(t->link, LLI_NOTIFY, 0, t->notification, t->notification_bytes);
+    let_go(t);
     pthread_mutex_lock(&t->lock);
     t->status = status;
     snprintf(t->text, sizeof(t->text), "%s", text);
     t->done = true;
-    pthread_cond_signal(&t->ended_cond);
+    pthread_cond_broadcast(&t->ended_cond);
     pthread_mutex_unlock(&t->lock);
+    if (t->started)
+        announce_end(node);
+    put(t);
 }
 
-// Ends a transfer that may have bytes under way in the stream.
+// Ends a transfer that may have bytes under way.
 static void
 stop_and_end(struct transfer *t, llm_status status, const char *text)
 {
@@ -178,6 +311,10 @@ stop_and_end(struct transfer *t, llm_status status, const char *text)
         t->in_stream = false;
         lli_stream_cancel_receive(&t->link->stream, &t->job);
     }
+    if (t->in_copies) {
+        t->in_copies = false;
+        lli_copies_cancel(&t->copy);
+    }
     end(t, status, text);
 }
 
@@ -191,6 +328,14 @@ stream_done(struct lli_stream_job *job)
     else if (t->leaving)
         end(t, t->leaving_status, t->leaving_text);
     // Otherwise the bytes have left, or no more will; the peer will say what became of them.
+}
+
+static void
+copy_done(struct lli_copy_job *job, llm_status status, const char *text)
+{
+    struct transfer *t = LLI_CONTAINER_OF(job, struct transfer, copy);
+    t->in_copies = false;
+    end(t, status, text);
 }
 
 static void
@@ -212,58 +357,104 @@ join_stream(struct transfer *t)
 }
 
 static void
-start(struct lli_task *task)
+send_request(struct transfer *t)
 {
-    struct transfer *t = LLI_CONTAINER_OF(task, struct transfer, start);
-    struct lli_link *link = t->link;
-    if (lli_link_is_broken(link)) {
-        end(t, link->broken_status, link->broken_reason);
-        return;
-    }
     size_t bytes_max = lli_request_bytes(&t->request);
     uint8_t *bytes = bytes_max <= LLI_REQUEST_BODY_BYTES_MAX ? lli_malloc(bytes_max) : NULL;
     if (bytes == NULL) {
-        end(t, bytes_max <= LLI_REQUEST_BODY_BYTES_MAX ? LLM_OUT_OF_MEMORY : LLM_PARAM_INVALID,
-            "the list of blocks is too long for one request");
+        bool too_long = bytes_max > LLI_REQUEST_BODY_BYTES_MAX;
+        end(t, too_long ? LLM_PARAM_INVALID : LLM_OUT_OF_MEMORY,
+            too_long ? "the list of blocks is too long for one request" : "out of memory");
         return;
     }
     struct lli_writer w;
     lli_writer_init(&w, bytes, bytes_max);
     lli_request_write(&w, &t->request);
-    lli_list_append(&link->transfers, &t->node);
     // The peer's bytes may arrive as soon as it has the request.
     if (!t->push && t->plan.total_bytes > 0)
         join_stream(t);
-    lli_link_send(link, t->push ? LLI_PUSH : LLI_PULL, t->id, bytes, w.size);
+    lli_link_send(t->link, t->push ? LLI_PUSH : LLI_PULL, t->id, bytes, w.size);
     lli_free(bytes);
 }
 
 static void
-cancel(struct lli_task *task)
+begin(struct lli_task *task)
 {
-    struct transfer *t = LLI_CONTAINER_OF(task, struct transfer, cancel);
-    const char *text = "the time was up";
+    struct transfer *t = LLI_CONTAINER_OF(task, struct transfer, start);
+    lli_list_append(&t->link->transfers, &t->node);
+    if (lli_link_is_broken(t->link)) {
+        if (t->copying)
+            lli_copies_cancel(&t->copy);
+        end(t, t->link->broken_status, t->link->broken_reason);
+    } else if (t->copying) {
+        t->in_copies = true;
+        lli_copies_add(t->link->node, &t->copy, &t->plan, t->tensors);
+    } else {
+        send_request(t);
+    }
+}
+
+// Begins to end a transfer; a push ends when the peer has confirmed that nothing lands any more.
+static void
+cancel_here(struct transfer *t, llm_status status)
+{
     if (t->ended || t->cancelled)
         return;
     t->cancelled = true;
+    t->cancel_status = status;
     t->cancelled_tick = t->link->node->tick;
-    lli_link_send(t->link, LLI_CANCEL, t->id, NULL, 0);
-    // What is pulled is quiet now.  What is pushed lands at the peer: it must confirm.
+    if (!t->copying)
+        lli_link_send(t->link, LLI_CANCEL, t->id, NULL, 0);
     if (!t->push)
-        stop_and_end(t, LLM_WAIT_PROC_TIMEOUT, text);
+        stop_and_end(t, status,
+                     status == LLM_TRANSFER_CANCELLED ? "it was cancelled" : "the time was up");
     else if (t->in_stream)
         lli_stream_cancel_send(&t->link->stream, &t->job);
 }
+
+struct cancel_call {
+    struct transfer *transfer;
+    llm_status status;
+};
+
+static void
+run_cancel(void *arg)
+{
+    struct cancel_call *call = arg;
+    cancel_here(call->transfer, call->status);
+}
+
+// ---- what the peer says ----
 
 static struct transfer *
 find_transfer(struct lli_link *link, uint64_t id)
 {
     LLI_LIST_FOR(node, &link->transfers) {
         struct transfer *t = LLI_LIST_ENTRY(node, struct transfer, node);
-        if (t->id == id)
+        if (t->id == id && !t->copying)
             return t;
     }
     return NULL;
+}
+
+static bool
+on_result(struct transfer *t, const struct lli_outcome *outcome)
+{
+    // Success of a push means that all bytes have landed, so all have left; a pull counts its bytes.
+    if (outcome->status == LLM_SUCCESS && (t->push ? t->in_stream : t->plan.total_bytes > 0))
+        return false;
+    stop_and_end(t, outcome->status, outcome->text);
+    return true;
+}
+
+static bool
+on_accepted(struct transfer *t)
+{
+    if (!t->push || t->request.fetch || t->job.plan != NULL || t->plan.total_bytes == 0)
+        return false;
+    if (!t->cancelled)
+        join_stream(t);
+    return true;
 }
 
 bool
@@ -271,7 +462,7 @@ lli_transfers_message(struct lli_link *link, const struct lli_message_header *he
                       struct lli_reader *body)
 {
     struct transfer *t = find_transfer(link, header->transfer_id);
-    struct lli_outcome outcome = {.status = LLM_WAIT_PROC_TIMEOUT, .text = "the time was up"};
+    struct lli_outcome outcome;
     if (header->type == LLI_RESULT && !lli_outcome_read(body, &outcome))
         return false;
     // It may have been cancelled a moment ago.
@@ -279,23 +470,13 @@ lli_transfers_message(struct lli_link *link, const struct lli_message_header *he
         return true;
     switch (header->type) {
     case LLI_PUSH_ACCEPTED:
-        if (!t->push || t->in_stream || t->plan.total_bytes == 0 || t->job.plan != NULL)
-            return false;
-        if (!t->cancelled)
-            join_stream(t);
-        return true;
+        return on_accepted(t);
     case LLI_RESULT:
-        // Success of a push means that all bytes have landed, so all have left.
-        if (outcome.status == LLM_SUCCESS && t->push && t->in_stream)
-            return false;
-        if (outcome.status == LLM_SUCCESS && !t->push && t->plan.total_bytes > 0)
-            return false;
-        stop_and_end(t, outcome.status, outcome.text);
-        return true;
+        return on_result(t, &outcome);
     case LLI_CANCELLED:
         if (!t->cancelled)
             return false;
-        stop_and_end(t, outcome.status, outcome.text);
+        stop_and_end(t, t->cancel_status, "it was given up");
         return true;
     default:
         return false;
@@ -305,58 +486,54 @@ lli_transfers_message(struct lli_link *link, const struct lli_message_header *he
 void
 lli_transfers_broken(struct lli_link *link, llm_status status)
 {
-    LLI_LIST_FOR(node, &link->transfers)
-        end(LLI_LIST_ENTRY(node, struct transfer, node),
-            LLI_LIST_ENTRY(node, struct transfer, node)->cancelled ? LLM_WAIT_PROC_TIMEOUT
-                                                                   : status,
-            link->broken_reason);
+    LLI_LIST_FOR(node, &link->transfers) {
+        struct transfer *t = LLI_LIST_ENTRY(node, struct transfer, node);
+        if (t->in_copies)
+            lli_copies_cancel(&t->copy);
+        t->in_copies = false;
+        end(t, t->cancelled ? t->cancel_status : status, link->broken_reason);
+    }
 }
 
-static struct lli_link *
-find_unconfirmed(struct lli_node *node)
+// ---- time ----
+
+// Finds a transfer that has run out of time, or one whose cancel isn't confirmed; with a reference.
+static struct transfer *
+find_late(struct lli_node *node, uint64_t now_ns)
 {
-    struct lli_link *found = NULL;
+    struct transfer *found = NULL;
     pthread_mutex_lock(&node->links_lock);
     LLI_LIST_FOR(item, &node->links) {
         struct lli_link *link = LLI_LIST_ENTRY(item, struct lli_link, in_table);
         LLI_LIST_FOR(inner, &link->transfers) {
             struct transfer *t = LLI_LIST_ENTRY(inner, struct transfer, node);
-            if (found == NULL && t->cancelled &&
-                node->tick - t->cancelled_tick > link->liveness_ticks) {
-                found = link;
-                lli_link_hold(link);
-            }
+            bool late = t->cancelled ? node->tick - t->cancelled_tick > link->liveness_ticks
+                                     : t->started && now_ns >= t->deadline_ns;
+            if (late && found == NULL)
+                found = t;
         }
     }
     pthread_mutex_unlock(&node->links_lock);
+    if (found != NULL)
+        atomic_fetch_add(&found->references, 1);
     return found;
 }
 
 void
-lli_transfers_tick(struct lli_node *node)
+lli_transfers_tick(struct lli_node *node, uint64_t now_ns)
 {
-    for (struct lli_link *link; (link = find_unconfirmed(node)) != NULL;) {
-        lli_link_break(link, LLM_WAIT_PROC_TIMEOUT, "the peer doesn't confirm a cancelled push");
-        lli_link_put(link);
+    for (struct transfer *t; (t = find_late(node, now_ns)) != NULL; put(t)) {
+        if (!t->cancelled)
+            cancel_here(t, LLM_WAIT_PROC_TIMEOUT);
+        else
+            lli_link_break(t->link, LLM_WAIT_PROC_TIMEOUT,
+                           "the peer doesn't confirm that a push was cancelled");
     }
 }
 
-static llm_status
-plan_own_side(const struct lli_transfer_args *args, struct lli_plan *ret_plan)
-{
-    uint64_t stride = args->cache->geometry.stride;
-    if (args->kind == LLI_REQUEST_SLOT)
-        return lli_plan_slot(ret_plan, num_local_tensors(args), args->local_slot * stride,
-                             args->local_slot * stride, args->bytes);
-    struct lli_block_run *runs;
-    size_t num_runs;
-    LLI_TRY(lli_block_runs_merge(args->local_blocks, args->num_blocks, &runs, &num_runs));
-    llm_status status = lli_plan_side(ret_plan, num_local_tensors(args), runs, num_runs, stride);
-    lli_free(runs);
-    return status;
-}
+// ---- starting and waiting ----
 
-// On one host the peer fetches what is pushed from our mapped memory.
+// On one host the peer fetches what is pushed from our memory.
 static llm_status
 describe_source(const struct lli_transfer_args *args, struct lli_request *request)
 {
@@ -370,66 +547,157 @@ describe_source(const struct lli_transfer_args *args, struct lli_request *reques
     return LLM_SUCCESS;
 }
 
+static bool
+peer_can_fetch(const struct lli_link *link, const struct lli_transfer_args *args)
+{
+    return link->view != NULL && (!args->cache->registered || link->peer_can_read);
+}
+
+static bool
+can_copy(struct lli_link *link, const struct lli_transfer_args *args)
+{
+    return !args->push && link->view != NULL &&
+           !lli_source_needs_owner(link, args->remote_cache_id);
+}
+
 static llm_status
-prepare(struct transfer *t, const struct lli_transfer_args *args)
+prepare_copy(struct transfer *t, const struct lli_transfer_args *args)
+{
+    char why[LLI_REASON_BYTES];
+    LLI_TRY(open_source(t->link, args, &t->copy.source));
+    lli_list_init(&t->copy.node);
+    t->copy.done = copy_done;
+    t->copying = true;
+    llm_status status = plan_pull(args, &t->copy.source.remote.geometry, &t->plan);
+    if (status == LLM_SUCCESS)
+        status = find_local_tensors(args, &t->tensors);
+    if (status != LLM_SUCCESS)
+        (void)lli_source_close(&t->copy.source, 0, why, sizeof(why));
+    return status;
+}
+
+static llm_status
+prepare_conversation(struct transfer *t, const struct lli_transfer_args *args)
 {
     LLI_TRY(make_request(args, &t->request));
-    if (t->link->view != NULL)
-        return describe_source(args, &t->request);
-    t->tensors = local_tensors(args);
-    if (t->tensors == NULL)
-        return no_memory();
+    if (args->push) {
+        t->request.notification = args->notification;
+        t->request.notification_bytes = (uint32_t)args->notification_bytes;
+        if (peer_can_fetch(t->link, args))
+            return describe_source(args, &t->request);
+    }
+    LLI_TRY(find_local_tensors(args, &t->tensors));
     return plan_own_side(args, &t->plan);
 }
 
+// A push carries its notification with the request, which outlives the caller's argument.
+static llm_status
+keep_notification(struct transfer *t, const struct lli_transfer_args *args)
+{
+    if (args->notification == NULL)
+        return LLM_SUCCESS;
+    uint8_t *copy = lli_malloc(args->notification_bytes);
+    if (copy == NULL)
+        return no_memory();
+    memcpy(copy, args->notification, args->notification_bytes);
+    if (args->push) {
+        t->request.notification = copy;
+        t->request.owns_notification = true;
+    } else {
+        t->notification = copy;
+        t->notification_bytes = args->notification_bytes;
+    }
+    return LLM_SUCCESS;
+}
+
+static llm_status
+prepare(struct transfer *t, const struct lli_transfer_args *args)
+{
+    LLI_TRY(t->started && can_copy(t->link, args) ? prepare_copy(t, args)
+                                                  : prepare_conversation(t, args));
+    llm_status status = keep_notification(t, args);
+    char why[LLI_REASON_BYTES];
+    if (status != LLM_SUCCESS && t->copying)
+        (void)lli_source_close(&t->copy.source, 0, why, sizeof(why));
+    return status;
+}
+
+// Takes over `link`, also on failure.
+static llm_status
+new_transfer(struct lli_link *link, const struct lli_transfer_args *args, bool started,
+             struct transfer **ret_transfer)
+{
+    struct transfer *t = lli_calloc(1, sizeof(*t));
+    if (t == NULL) {
+        lli_links_release(link);
+        return no_memory();
+    }
+    atomic_init(&t->references, 1);
+    pthread_mutex_init(&t->lock, NULL);
+    lli_cond_init(&t->ended_cond);
+    lli_list_init(&t->node);
+    lli_list_init(&t->in_started);
+    t->link = link;
+    t->cache = args->cache;
+    t->push = args->push;
+    t->started = started;
+    t->deadline_ns = args->deadline_ns;
+    t->start.run = begin;
+    // The two ends of a link number their transfers apart.
+    t->id = (atomic_fetch_add(&link->node->next_transfer, 1) + 1) * 2 +
+            (link->connected_by_us ? 1 : 0);
+    lli_registry_hold_again(link->node->registry, args->cache);
+    llm_status status = prepare(t, args);
+    if (status != LLM_SUCCESS) {
+        let_go(t);
+        put(t);
+        return status;
+    }
+    *ret_transfer = t;
+    return LLM_SUCCESS;
+}
+
+// Hands it to the loop, which has a reference of its own.
 static void
-wait_for_end(struct transfer *t, uint64_t deadline_ns)
+launch(struct transfer *t)
+{
+    struct lli_loop *loop = t->link->node->loop;
+    atomic_fetch_add(&t->references, 1);
+    lli_loop_post(loop, &t->start);
+}
+
+static bool
+wait_until(struct transfer *t, uint64_t deadline_ns)
 {
     bool in_time = true;
     pthread_mutex_lock(&t->lock);
     while (!t->done && in_time)
         in_time = lli_cond_wait_until(&t->ended_cond, &t->lock, deadline_ns);
-    bool must_cancel = !t->done;
+    bool done = t->done;
     pthread_mutex_unlock(&t->lock);
-    if (must_cancel)
-        lli_loop_post(t->link->node->loop, &t->cancel);
-    pthread_mutex_lock(&t->lock);
-    while (!t->done)
-        pthread_cond_wait(&t->ended_cond, &t->lock);
-    pthread_mutex_unlock(&t->lock);
-    // The task may still be queued although the transfer has ended.
-    if (must_cancel)
-        lli_loop_flush(t->link->node->loop);
+    return done;
+}
+
+static void
+cancel_and_wait(struct lli_node *node, struct transfer *t, llm_status status)
+{
+    struct cancel_call call = {.transfer = t, .status = status};
+    lli_loop_call(node->loop, run_cancel, &call);
+    (void)wait_until(t, UINT64_MAX);
 }
 
 static llm_status
-converse(struct lli_link *link, const struct lli_transfer_args *args)
+converse(struct lli_node *node, struct lli_link *link, const struct lli_transfer_args *args)
 {
-    struct transfer t = {
-        .link = link,
-        .push = args->push,
-        .start.run = start,
-        .cancel.run = cancel,
-    };
-    // The two ends of a link number their transfers apart.
-    t.id = atomic_fetch_add(&link->node->next_transfer, 1) * 2 + (link->connected_by_us ? 1 : 0);
-    lli_list_init(&t.node);
-    llm_status status = prepare(&t, args);
-    if (status == LLM_SUCCESS) {
-        pthread_mutex_init(&t.lock, NULL);
-        lli_cond_init(&t.ended_cond);
-        lli_loop_post(link->node->loop, &t.start);
-        wait_for_end(&t, args->deadline_ns);
-        status = t.status;
-        if (status != LLM_SUCCESS)
-            lli_fail(status, "transfer", "%s cluster %llu: %s", args->push ? "push to" : "pull from",
-                     (unsigned long long)args->cluster_id, t.text);
-        pthread_cond_destroy(&t.ended_cond);
-        pthread_mutex_destroy(&t.lock);
-    }
-    lli_request_fini(&t.request);
-    lli_plan_fini(&t.plan);
-    lli_free(t.tensors);
+    struct transfer *t;
+    LLI_TRY(new_transfer(link, args, false, &t));
+    launch(t);
+    if (!wait_until(t, args->deadline_ns))
+        cancel_and_wait(node, t, LLM_WAIT_PROC_TIMEOUT);
+    llm_status status = t->status;
+    if (status != LLM_SUCCESS)
+        explain(args, status, t->text);
+    put(t);
     return status;
 }
 
@@ -438,8 +706,101 @@ lli_transfer_run(struct lli_node *node, const struct lli_transfer_args *args)
 {
     struct lli_link *link;
     LLI_TRY(lli_links_acquire(node, args->cluster_id, &link));
-    llm_status status = !args->push && link->view != NULL ? pull_mapped(link, args)
-                                                          : converse(link, args);
+    if (!can_copy(link, args))
+        return converse(node, link, args);
+    llm_status status = pull_here(link, args);
     lli_links_release(link);
     return status;
+}
+
+llm_status
+lli_transfer_start(struct lli_node *node, const struct lli_transfer_args *args,
+                   uint64_t *ret_transfer_id)
+{
+    struct lli_link *link;
+    struct transfer *t;
+    LLI_TRY(lli_links_acquire(node, args->cluster_id, &link));
+    LLI_TRY(new_transfer(link, args, true, &t));
+    pthread_mutex_lock(&node->links_lock);
+    lli_list_append(&node->started, &t->in_started);
+    pthread_mutex_unlock(&node->links_lock);
+    *ret_transfer_id = t->id;
+    launch(t);
+    return LLM_SUCCESS;
+}
+
+// ---- started transfers, by name ----
+
+static struct transfer *
+find_started_locked(struct lli_node *node, uint64_t id)
+{
+    LLI_LIST_FOR(item, &node->started) {
+        struct transfer *t = LLI_LIST_ENTRY(item, struct transfer, in_started);
+        if (t->id == id)
+            return t;
+    }
+    return NULL;
+}
+
+// With a reference; `take` removes it from the table and hands over the table's.
+static llm_status
+find_started(struct lli_node *node, uint64_t id, bool take, struct transfer **ret_transfer)
+{
+    pthread_mutex_lock(&node->links_lock);
+    struct transfer *t = find_started_locked(node, id);
+    if (t != NULL && take)
+        lli_list_remove(&t->in_started);
+    else if (t != NULL)
+        atomic_fetch_add(&t->references, 1);
+    pthread_mutex_unlock(&node->links_lock);
+    if (t == NULL)
+        return lli_fail(LLM_PARAM_INVALID, "transfer", "there is no started transfer %llu",
+                        (unsigned long long)id);
+    *ret_transfer = t;
+    return LLM_SUCCESS;
+}
+
+llm_status
+lli_transfer_wait(struct lli_node *node, uint64_t transfer_id, uint64_t deadline_ns)
+{
+    struct transfer *t;
+    LLI_TRY(find_started(node, transfer_id, false, &t));
+    llm_status status = LLM_TRANSFER_PENDING;
+    if (wait_until(t, deadline_ns)) {
+        status = t->status;
+        if (status != LLM_SUCCESS)
+            lli_set_last_error(t->text);
+    }
+    put(t);
+    return status;
+}
+
+llm_status
+lli_transfer_cancel(struct lli_node *node, uint64_t transfer_id)
+{
+    struct transfer *t;
+    LLI_TRY(find_started(node, transfer_id, false, &t));
+    cancel_and_wait(node, t, LLM_TRANSFER_CANCELLED);
+    put(t);
+    return LLM_SUCCESS;
+}
+
+llm_status
+lli_transfer_release(struct lli_node *node, uint64_t transfer_id)
+{
+    struct transfer *t;
+    LLI_TRY(find_started(node, transfer_id, true, &t));
+    cancel_and_wait(node, t, LLM_TRANSFER_CANCELLED);
+    put(t);
+    return LLM_SUCCESS;
+}
+
+void
+lli_transfers_release_all(struct lli_node *node)
+{
+    LLI_LIST_FOR(item, &node->started) {
+        struct transfer *t = LLI_LIST_ENTRY(item, struct transfer, in_started);
+        lli_list_remove(&t->in_started);
+        put(t);
+    }
 }

@@ -1,7 +1,7 @@
 // A transfer that this side begins, from its start to its one end.
 //
-// A pull on one host is a copy in the caller's thread.  Everything else is a conversation with the
-// peer, led by the loop's thread while the caller waits.
+// A pull on one host that its caller waits for is a copy in the caller's thread.  Everything else is
+// led by the loop's thread: a conversation with the peer, or a copy in portions.
 #ifndef LLI_TRANSFER_H
 #define LLI_TRANSFER_H
 
@@ -11,6 +11,7 @@
 // What the caller asks for.  The local side has been checked.
 struct lli_transfer_args {
     bool push;
+    bool version_2; // the peer answers by the rules of version 2
     enum lli_request_kind kind;
     uint64_t cluster_id;
     int64_t remote_cache_id;
@@ -27,10 +28,23 @@ struct lli_transfer_args {
     const uint64_t *remote_blocks;
     size_t num_blocks;
     uint64_t deadline_ns;
+    const void *notification; // for the peer, when all has arrived
+    size_t notification_bytes;
 };
 
 // Runs a transfer to its end.
 llm_status lli_transfer_run(struct lli_node *node, const struct lli_transfer_args *args);
+
+// Starts one.  LLM_SUCCESS: it has a name, and will end.
+llm_status lli_transfer_start(struct lli_node *node, const struct lli_transfer_args *args,
+                              uint64_t *ret_transfer_id);
+
+// Of a started transfer, by name; LLM_PARAM_INVALID if there is none.  [any thread but the loop's]
+llm_status lli_transfer_wait(struct lli_node *node, uint64_t transfer_id, uint64_t deadline_ns);
+llm_status lli_transfer_cancel(struct lli_node *node, uint64_t transfer_id);
+llm_status lli_transfer_release(struct lli_node *node, uint64_t transfer_id);
+// Releases all of them; their links are gone.
+void lli_transfers_release_all(struct lli_node *node);
 
 // ---- for the loop's thread ----
 
@@ -39,7 +53,7 @@ bool lli_transfers_message(struct lli_link *link, const struct lli_message_heade
                            struct lli_reader *body);
 // Ends all transfers of the link.
 void lli_transfers_broken(struct lli_link *link, llm_status status);
-// Breaks links whose peers don't confirm a cancel.
-void lli_transfers_tick(struct lli_node *node);
+// Ends what has run out of time, breaks links whose peers don't confirm a cancel.
+void lli_transfers_tick(struct lli_node *node, uint64_t now_ns);
 
 #endif

@@ -1,5 +1,8 @@
 #include "transport/mapped.h"
 
+#include <errno.h>
+#include <sys/uio.h>
+
 #include "base/os.h"
 #include "device/copy.h"
 
@@ -31,6 +34,51 @@ copy_piece(const struct lli_mapped_copy *copy, struct lli_place place, uint64_t 
         lli_copy_cached(dst, src, bytes);
 }
 
+enum { PIECES_PER_READ = 1024 };
+
+// The pieces from the current position on, as many as one read takes.
+static size_t
+collect_pieces(const struct lli_mapped_copy *copy, uint64_t bytes, struct iovec *local,
+               struct iovec *remote)
+{
+    const struct lli_plan *plan = copy->plan;
+    struct lli_place place = lli_plan_locate(plan, copy->position);
+    size_t num_pieces = 0;
+    while (bytes > 0 && num_pieces < PIECES_PER_READ) {
+        const struct lli_run *run = &plan->runs[place.run];
+        uint64_t piece_bytes = lli_min(run->bytes - place.offset, bytes);
+        uintptr_t dst = copy->dst_tensors[place.tensor] + run->dst_offset + place.offset;
+        uintptr_t src = copy->src_tensors[place.tensor] + run->src_offset + place.offset;
+        local[num_pieces] = (struct iovec){.iov_base = (void *)dst, .iov_len = piece_bytes};
+        remote[num_pieces] = (struct iovec){.iov_base = (void *)src, .iov_len = piece_bytes};
+        num_pieces++;
+        bytes -= piece_bytes;
+        place.offset = 0;
+        if (++place.run == plan->num_runs) {
+            place.run = 0;
+            place.tensor++;
+        }
+    }
+    return num_pieces;
+}
+
+static bool
+read_some(struct lli_mapped_copy *copy, uint64_t end)
+{
+    struct iovec local[PIECES_PER_READ];
+    struct iovec remote[PIECES_PER_READ];
+    while (copy->position < end) {
+        size_t num_pieces = collect_pieces(copy, end - copy->position, local, remote);
+        ssize_t got = process_vm_readv(copy->pid, local, num_pieces, remote, num_pieces, 0);
+        if (got <= 0) {
+            copy->error = got == 0 ? EFAULT : errno;
+            return true;
+        }
+        copy->position += (uint64_t)got;
+    }
+    return copy->position == copy->plan->total_bytes;
+}
+
 bool
 lli_mapped_copy_some(struct lli_mapped_copy *copy, uint64_t bytes_max)
 {
@@ -38,6 +86,8 @@ lli_mapped_copy_some(struct lli_mapped_copy *copy, uint64_t bytes_max)
     uint64_t end = copy->position + lli_min(bytes_max, plan->total_bytes - copy->position);
     if (copy->position == end)
         return true;
+    if (copy->pid != 0)
+        return read_some(copy, end);
     struct lli_place place = lli_plan_locate(plan, copy->position);
     while (copy->position < end) {
         uint64_t bytes = lli_min(plan->runs[place.run].bytes - place.offset, end - copy->position);

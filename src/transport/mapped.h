@@ -1,7 +1,10 @@
 // Copying by a plan between memory that this process can reach: the transports "local" and "shm",
-// and copies within an instance.
+// and copies within an instance.  The source may be another process' memory, which is read with
+// process_vm_readv in batches.
 #ifndef LLI_MAPPED_H
 #define LLI_MAPPED_H
+
+#include <sys/types.h>
 
 #include "base/base.h"
 #include "transport/plan.h"
@@ -13,13 +16,15 @@ struct lli_mapped_copy {
     const uintptr_t *dst_tensors; // likewise
     uint64_t position;
     bool streaming; // past the caches
+    pid_t pid;      // not 0: the source addresses are those of this process
+    int error;      // errno of a read that failed; the copy is then over
 };
 
 void lli_mapped_copy_init(struct lli_mapped_copy *copy, const struct lli_plan *plan,
                           const uintptr_t *src_tensors, const uintptr_t *dst_tensors);
 
-// Copies up to about `bytes_max` more.  True when everything has been copied; what has been is then
-// visible to all.
+// Copies up to about `bytes_max` more.  True when there is nothing more to do: everything has been
+// copied and is visible to all, or a read has failed.
 bool lli_mapped_copy_some(struct lli_mapped_copy *copy, uint64_t bytes_max);
 
 // Copies everything, unless the deadline passes first: then false, and nothing more is written.

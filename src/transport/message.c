@@ -71,6 +71,7 @@ lli_hello_write(struct lli_writer *w, const struct lli_hello *hello)
     lli_write_u16(w, LLI_MESSAGE_VERSION); // highest
     lli_write_u64(w, hello->link_token);
     lli_write_u64(w, hello->expected_cluster_id);
+    lli_write_u32(w, hello->any_cluster);
     lli_write_u32(w, hello->purpose);
     lli_write_u32(w, hello->device_index);
     lli_write_u32(w, hello->num_connections);
@@ -85,6 +86,7 @@ lli_hello_read(struct lli_reader *r, struct lli_hello *ret_hello)
     uint16_t highest = lli_read_u16(r);
     ret_hello->link_token = lli_read_u64(r);
     ret_hello->expected_cluster_id = lli_read_u64(r);
+    ret_hello->any_cluster = lli_read_u32(r);
     ret_hello->purpose = lli_read_u32(r);
     ret_hello->device_index = lli_read_u32(r);
     ret_hello->num_connections = lli_read_u32(r);
@@ -114,6 +116,7 @@ void
 lli_choose_write(struct lli_writer *w, const struct lli_choose *choose)
 {
     lli_write_u32(w, choose->transport);
+    lli_write_u32(w, choose->can_read);
     lli_write_text(w, choose->reason);
 }
 
@@ -121,6 +124,7 @@ bool
 lli_choose_read(struct lli_reader *r, struct lli_choose *ret_choose)
 {
     ret_choose->transport = lli_read_u32(r);
+    ret_choose->can_read = lli_read_u32(r);
     lli_read_text(r, ret_choose->reason, sizeof(ret_choose->reason));
     return !r->failed;
 }

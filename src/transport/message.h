@@ -42,6 +42,7 @@ enum lli_message_type {
     LLI_CANCELLED = 12,    // it is forgotten, none of its bytes moves any more
     LLI_UNLINK = 13,       // remove the link
     LLI_UNLINK_REPLY = 14, // status
+    LLI_NOTIFY = 15,       // bytes for the peer's application, after a pull
 };
 
 struct lli_message_header {
@@ -82,6 +83,7 @@ struct lli_identity {
 struct lli_hello {
     uint64_t link_token;                 // random, names the link while it is being set up
     uint64_t expected_cluster_id;        // who the connector believes to talk to
+    uint32_t any_cluster;                // but it takes whoever answers
     uint32_t purpose;                    // enum lli_connection_purpose
     uint32_t device_index;               // of this connection
     uint32_t num_connections;            // of the whole link
@@ -102,6 +104,7 @@ bool lli_hello_reply_read(struct lli_reader *r, struct lli_hello_reply *ret_repl
 
 struct lli_choose {
     uint32_t transport;
+    uint32_t can_read; // the connector can read the listener's registered memory
     char reason[LLI_REASON_BYTES];
 };
 

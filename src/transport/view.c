@@ -1,9 +1,13 @@
 #include "transport/view.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
 
 #include "base/mem.h"
 #include "base/os.h"
@@ -26,9 +30,59 @@ map_pool(struct lli_view_pool *pool, int fd)
     return pool->base != NULL;
 }
 
+// Reads the incarnation out of the peer's own directory, at the address that it names: proof that
+// the system permits reading this process, and that it is the right one.
+static bool
+can_read_process(const struct lli_view *view)
+{
+    uint64_t incarnation = 0;
+    uint64_t address = view->segment->header.own_address;
+    struct iovec local = {.iov_base = &incarnation, .iov_len = sizeof(incarnation)};
+    struct iovec remote = {
+        .iov_base = (void *)(uintptr_t)(address + offsetof(struct lli_segment_header, incarnation)),
+        .iov_len = sizeof(incarnation),
+    };
+    ssize_t got = process_vm_readv(view->pid, &local, 1, &remote, 1, 0);
+    if (got >= 0 && incarnation != view->incarnation)
+        errno = ESRCH;
+    return got == (ssize_t)sizeof(incarnation) && incarnation == view->incarnation;
+}
+
+static void
+prepare_reading(struct lli_view *view, pid_t pid, char *why, size_t why_size)
+{
+    view->pid = pid;
+    view->pidfd = -1;
+    view->same_process = pid == getpid();
+    why[0] = '\0';
+    if (view->same_process) {
+        view->can_read = true;
+        return;
+    }
+    // First the descriptor, then the proof: what has been proved is what the descriptor watches.
+    if (pid > 0)
+        view->pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+    if (view->pidfd >= 0 && can_read_process(view)) {
+        view->can_read = true;
+        return;
+    }
+    snprintf(why, why_size, "process_vm_readv: %s",
+             pid > 0 ? strerror(errno) : "the peer is in another pid namespace");
+    if (view->pidfd >= 0)
+        close(view->pidfd);
+    view->pidfd = -1;
+}
+
+bool
+lli_view_is_alive(const struct lli_view *view)
+{
+    struct pollfd wait = {.fd = view->pidfd, .events = POLLIN};
+    return view->pidfd < 0 || poll(&wait, 1, 0) == 0;
+}
+
 struct lli_view *
-lli_view_map(const int *fds, size_t num_fds, uint64_t incarnation, size_t num_devices, char *why,
-             size_t why_size)
+lli_view_map(const int *fds, size_t num_fds, uint64_t incarnation, size_t num_devices, pid_t pid,
+             char *why, size_t why_size)
 {
     if (num_devices == 0 || num_devices > LLI_NUM_DEVICES_MAX || num_fds != 1 + num_devices) {
         snprintf(why, why_size, "the peer sent %zu memory files for %zu devices", num_fds,
@@ -45,6 +99,7 @@ lli_view_map(const int *fds, size_t num_fds, uint64_t incarnation, size_t num_de
     }
     view->incarnation = incarnation;
     view->pools = pools;
+    view->pidfd = -1;
     view->segment = lli_memory_file_map(fds[0], sizeof(struct lli_segment_layout));
     if (view->segment == NULL) {
         snprintf(why, why_size, "can't map the peer's directory: %s", strerror(errno));
@@ -61,6 +116,7 @@ lli_view_map(const int *fds, size_t num_fds, uint64_t incarnation, size_t num_de
         }
         view->num_devices = i + 1;
     }
+    prepare_reading(view, pid, why, why_size);
     return view;
 
 unmap:
@@ -77,6 +133,8 @@ lli_view_unmap(struct lli_view *view)
         munmap((void *)(uintptr_t)view->pools[i].base, view->pools[i].bytes);
     if (view->segment != NULL)
         munmap((void *)(uintptr_t)view->segment, sizeof(*view->segment));
+    if (view->pidfd >= 0)
+        close(view->pidfd);
     lli_free(view->pools);
     lli_free(view);
 }
@@ -98,6 +156,10 @@ lli_view_resolve(const struct lli_view *view, const struct lli_remote_cache *cac
             uint64_t index = cache->first_address + device * all_tensors + first_tensor + i;
             uint64_t offset = atomic_load_explicit(&view->segment->addresses[index],
                                                    memory_order_relaxed);
+            if ((cache->flags & LLI_ENTRY_REGISTERED) != 0) {
+                ret_tensors[device * num_tensors + i] = offset;
+                continue;
+            }
             if (offset > pool->bytes || cache->geometry.tensor_bytes > pool->bytes - offset)
                 return false;
             ret_tensors[device * num_tensors + i] = (uintptr_t)(pool->base + offset);

@@ -5,6 +5,8 @@
 #ifndef LLI_VIEW_H
 #define LLI_VIEW_H
 
+#include <sys/types.h>
+
 #include "base/base.h"
 #include "cache/segment.h"
 
@@ -20,15 +22,26 @@ struct lli_view {
     uint64_t incarnation; // of the peer
     size_t num_devices;
     struct lli_view_pool *pools; // num_devices
+
+    // For memory that the peer's user registered, which isn't in the pools.
+    bool same_process;
+    bool can_read;  // by process_vm_readv, or because it is this process
+    pid_t pid;      // of the peer
+    int pidfd;      // tells whether it still is the peer's; -1 if !can_read
 };
 
 // Maps fds[0], the directory, and fds[1..], the pools, of the peer with that incarnation.  The
-// descriptors stay the caller's.  On failure `why` says what is wrong, and NULL is returned.
+// descriptors stay the caller's.  `pid` is the peer's as the system knows it, 0 if it doesn't.  On
+// failure `why` says what is wrong, and NULL is returned.  On success `why` says how registered
+// memory will be read, if not with process_vm_readv.
 struct lli_view *lli_view_map(const int *fds, size_t num_fds, uint64_t incarnation,
-                              size_t num_devices, char *why, size_t why_size);
+                              size_t num_devices, pid_t pid, char *why, size_t why_size);
 void lli_view_unmap(struct lli_view *view);
 
-// Finds the addresses, in this process, of `num_tensors` tensors of a cache from `first_tensor` on,
+// Is the process whose memory was read still the peer?  Always true for mapped memory.
+bool lli_view_is_alive(const struct lli_view *view);
+
+// Finds the addresses, in this process or for registered memory in the peer's, of `num_tensors` tensors of a cache from `first_tensor` on,
 // for every device.  False if the directory points outside the pools.
 bool lli_view_resolve(const struct lli_view *view, const struct lli_remote_cache *cache,
                       uint32_t first_tensor, uint32_t num_tensors, uintptr_t *ret_tensors);

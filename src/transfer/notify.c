@@ -1,0 +1,124 @@
+#include "transfer/notify.h"
+
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/mem.h"
+
+// An application that asks for notifications and never polls them must not cost all memory.
+enum { NOTIFICATIONS_MAX = 16384 };
+
+struct notification {
+    struct lli_list node;
+    uint64_t cluster_id;
+    size_t num_bytes;
+    uint8_t bytes[];
+};
+
+struct lli_notifications {
+    pthread_mutex_t lock;
+    struct lli_list queue; // guarded by lock
+    size_t count;          // guarded by lock
+    int fd;
+};
+
+struct lli_notifications *
+lli_notifications_open(void)
+{
+    struct lli_notifications *notifications = lli_calloc(1, sizeof(*notifications));
+    if (notifications == NULL)
+        return NULL;
+    notifications->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (notifications->fd < 0) {
+        lli_free(notifications);
+        return NULL;
+    }
+    pthread_mutex_init(&notifications->lock, NULL);
+    lli_list_init(&notifications->queue);
+    return notifications;
+}
+
+void
+lli_notifications_close(struct lli_notifications *notifications)
+{
+    if (notifications == NULL)
+        return;
+    LLI_LIST_FOR(node, &notifications->queue)
+        lli_free(LLI_LIST_ENTRY(node, struct notification, node));
+    close(notifications->fd);
+    pthread_mutex_destroy(&notifications->lock);
+    lli_free(notifications);
+}
+
+int
+lli_notifications_fd(const struct lli_notifications *notifications)
+{
+    return notifications->fd;
+}
+
+bool
+lli_notifications_have_room(struct lli_notifications *notifications)
+{
+    pthread_mutex_lock(&notifications->lock);
+    bool has_room = notifications->count < NOTIFICATIONS_MAX;
+    pthread_mutex_unlock(&notifications->lock);
+    return has_room;
+}
+
+bool
+lli_notifications_add(struct lli_notifications *notifications, uint64_t cluster_id,
+                      const void *bytes, size_t num_bytes)
+{
+    struct notification *notification = lli_malloc(sizeof(*notification) + num_bytes);
+    if (notification == NULL)
+        return false;
+    notification->cluster_id = cluster_id;
+    notification->num_bytes = num_bytes;
+    memcpy(notification->bytes, bytes, num_bytes);
+    pthread_mutex_lock(&notifications->lock);
+    bool has_room = notifications->count < NOTIFICATIONS_MAX;
+    if (has_room) {
+        lli_list_append(&notifications->queue, &notification->node);
+        notifications->count++;
+    }
+    pthread_mutex_unlock(&notifications->lock);
+    if (!has_room) {
+        lli_free(notification);
+        return false;
+    }
+    uint64_t one = 1;
+    ssize_t written = write(notifications->fd, &one, sizeof(one));
+    (void)written; // fails only when it is readable anyway
+    return true;
+}
+
+llm_status
+lli_notifications_take(struct lli_notifications *notifications, uint64_t *ret_cluster_id, void *buf,
+                       size_t size, size_t *ret_bytes)
+{
+    llm_status status = LLM_NO_NOTIFICATION;
+    struct notification *taken = NULL;
+    pthread_mutex_lock(&notifications->lock);
+    if (!lli_list_empty(&notifications->queue)) {
+        taken = LLI_LIST_ENTRY(notifications->queue.next, struct notification, node);
+        *ret_bytes = taken->num_bytes;
+        status = taken->num_bytes <= size ? LLM_SUCCESS : LLM_PARAM_INVALID;
+    }
+    if (status == LLM_SUCCESS) {
+        lli_list_remove(&taken->node);
+        notifications->count--;
+    }
+    pthread_mutex_unlock(&notifications->lock);
+    if (status == LLM_PARAM_INVALID)
+        return lli_fail(status, "transfer", "the notification has %zu bytes, there is room for %zu",
+                        *ret_bytes, size);
+    if (status == LLM_SUCCESS) {
+        if (taken->num_bytes > 0)
+            memcpy(buf, taken->bytes, taken->num_bytes);
+        if (ret_cluster_id != NULL)
+            *ret_cluster_id = taken->cluster_id;
+        lli_free(taken);
+    }
+    return status;
+}
