@@ -98,6 +98,11 @@ static llm_status
 check_set_role(llm_datadist *dd, llm_role role, bool has_address)
 {
     int current = atomic_load(&dd->role);
+    size_t num_links = lli_links_count(&dd->node);
+    if (atomic_load(&dd->version_2))
+        return num_links == 0
+                   ? LLM_SUCCESS
+                   : lli_fail(LLM_EXIST_LINK, "api", "%zu link(s) exist: unlink first", num_links);
     if (!dd->options.enable_set_role)
         return lli_fail(LLM_FEATURE_NOT_ENABLED, "api",
                         "llm_set_role needs " LLM_OPTION_ENABLE_SET_ROLE
@@ -109,7 +114,6 @@ check_set_role(llm_datadist *dd, llm_role role, bool has_address)
     if (role == LLM_ROLE_PROMPT && !has_address)
         return lli_fail(LLM_PARAM_INVALID, "api",
                         "to become Prompt, llm_set_role needs " LLM_OPTION_LISTEN_IP_INFO);
-    size_t num_links = lli_links_count(&dd->node);
     if (current != LLM_ROLE_MIX && num_links > 0)
         return lli_fail(LLM_EXIST_LINK, "api",
                         "a %s with %zu link(s) can't change its role: unlink first",
@@ -127,7 +131,9 @@ llm_set_role(llm_datadist *dd, llm_role role, const llm_option *options, size_t 
     LLI_TRY(check_options(options, num_options));
     LLI_TRY(lli_options_parse_set_role(options, num_options, &has_address, &address));
     LLI_TRY(check_set_role(dd, role, has_address));
-    LLI_TRY(lli_engine_relisten(dd, role == LLM_ROLE_PROMPT ? &address : NULL));
+    // In version 2 the option alone decides whether the instance listens (§13.4).
+    bool listens = atomic_load(&dd->version_2) ? has_address : role == LLM_ROLE_PROMPT;
+    LLI_TRY(lli_engine_relisten(dd, listens ? &address : NULL));
     lli_log(LLM_LOG_INFO, "api", "cluster %llu changes from %s to %s",
             (unsigned long long)dd->cluster_id, lli_role_name(atomic_load(&dd->role)),
             lli_role_name((int)role));

@@ -1,4 +1,4 @@
-// Links (§6).
+// Links (§6, §13.4).
 #include <arpa/inet.h>
 
 #include "api/check.h"
@@ -26,6 +26,7 @@ struct call {
         struct lli_link *link; // to be unlinked; held
     } *clusters;               // num_clusters
     bool force;
+    bool version_2;
     uint64_t deadline_ns;
 };
 
@@ -82,13 +83,37 @@ same_addresses(const llm_cluster_info *a, const llm_cluster_info *b)
     return true;
 }
 
+// §13.4: one address of the peer's; a source address only where nothing else names it.
+static llm_status
+check_lists_version_2(const struct call *call, const llm_cluster_info *clusters,
+                      size_t num_clusters)
+{
+    // A forced unlink doesn't talk to the peer.
+    if (call->force)
+        return LLM_SUCCESS;
+    for (size_t i = 0; i < num_clusters; i++) {
+        const llm_cluster_info *info = cluster_at(clusters, i);
+        size_t num_local = info->local_ip_infos == NULL ? 0 : info->num_local_ip_infos;
+        size_t num_remote = info->remote_ip_infos == NULL ? 0 : info->num_remote_ip_infos;
+        if (num_remote != 1 || (num_local != 1 && !call->dd->options.has_local_comm_res))
+            return lli_fail(LLM_PARAM_INVALID, "link",
+                            "clusters[%zu] has %zu local and %zu remote addresses, expected one of "
+                            "each",
+                            i, num_local, num_remote);
+    }
+    return LLM_SUCCESS;
+}
+
 // Checks 6 to 8.
 static llm_status
-check_lists(const llm_datadist *dd, const llm_cluster_info *clusters, size_t num_clusters)
+check_lists(const struct call *call, const llm_cluster_info *clusters, size_t num_clusters)
 {
+    const llm_datadist *dd = call->dd;
     size_t num_devices = dd->options.num_devices;
     if (num_clusters == 0)
         return lli_fail(LLM_PARAM_INVALID, "link", "clusters is empty");
+    if (call->version_2)
+        return check_lists_version_2(call, clusters, num_clusters);
     for (size_t i = 0; i < num_clusters; i++) {
         const llm_cluster_info *info = cluster_at(clusters, i);
         size_t num_local = info->local_ip_infos == NULL ? 0 : info->num_local_ip_infos;
@@ -163,9 +188,13 @@ copy_clusters(struct call *call, const llm_cluster_info *clusters, size_t num_cl
         struct cluster *cluster = &call->clusters[i];
         cluster->call = call;
         cluster->id = info->remote_cluster_id;
+        // Missing ones (§13.4): any source address.
         for (size_t d = 0; d < call->dd->options.num_devices; d++) {
-            cluster->local[d] = to_sockaddr(&info->local_ip_infos[d]);
-            cluster->remote[d] = to_sockaddr(&info->remote_ip_infos[d]);
+            cluster->local[d].sin_family = AF_INET;
+            if (info->local_ip_infos != NULL && d < info->num_local_ip_infos)
+                cluster->local[d] = to_sockaddr(&info->local_ip_infos[d]);
+            if (info->remote_ip_infos != NULL && d < info->num_remote_ip_infos)
+                cluster->remote[d] = to_sockaddr(&info->remote_ip_infos[d]);
         }
     }
     return LLM_SUCCESS;
@@ -196,12 +225,17 @@ summarise(const struct call *call, llm_status failed, bool (*is_failure)(llm_sta
 {
     size_t num_failed = 0;
     llm_status first = LLM_SUCCESS;
+    llm_status last = LLM_SUCCESS;
     for (size_t i = 0; i < call->num_clusters; i++) {
         llm_status result = call->clusters[i].result;
         num_failed += is_failure(result);
         if (first == LLM_SUCCESS && result != LLM_SUCCESS)
             first = result;
+        if (result != LLM_SUCCESS)
+            last = result;
     }
+    if (call->version_2)
+        return last;
     if (num_failed > 0)
         return lli_fail(failed, "link", "%s: %zu of %zu clusters failed", call->name, num_failed,
                         call->num_clusters);
@@ -227,6 +261,7 @@ connect_cluster(void *arg)
     struct cluster *cluster = arg;
     struct lli_link_target target = {
         .cluster_id = cluster->id,
+        .any_cluster = cluster->call->version_2,
         .local = cluster->local,
         .remote = cluster->remote,
     };
@@ -237,10 +272,10 @@ connect_cluster(void *arg)
 
 // All at once, so that one that doesn't answer doesn't take the others' time.
 static void
-connect_all(struct call *call)
+connect_some(struct call *call, size_t first, size_t end)
 {
     struct cluster *last = NULL;
-    for (size_t i = 0; i < call->num_clusters; i++) {
+    for (size_t i = first; i < end; i++) {
         struct cluster *cluster = &call->clusters[i];
         if (!cluster->attempted)
             continue;
@@ -253,10 +288,18 @@ connect_all(struct call *call)
     // The last one in this thread; usually it is the only one.
     if (last != NULL)
         connect_cluster(last);
-    for (size_t i = 0; i < call->num_clusters; i++) {
+    for (size_t i = first; i < end; i++) {
         if (call->clusters[i].has_thread)
             pthread_join(call->clusters[i].thread, NULL);
     }
+}
+
+// Version 2 has no limit on the clusters of a call.
+static void
+connect_all(struct call *call)
+{
+    for (size_t i = 0; i < call->num_clusters; i += CLUSTERS_PER_CALL_MAX)
+        connect_some(call, i, lli_min(i + CLUSTERS_PER_CALL_MAX, call->num_clusters));
 }
 
 static bool
@@ -293,7 +336,7 @@ run_call(struct call *call, const llm_cluster_info *clusters, size_t num_cluster
     if (ret_num_rets != NULL)
         *ret_num_rets = 0;
     LLI_TRY(take_turn(call));
-    llm_status status = check_lists(call->dd, clusters, num_clusters);
+    llm_status status = check_lists(call, clusters, num_clusters);
     if (status == LLM_SUCCESS)
         status = copy_clusters(call, clusters, num_clusters);
     if (status == LLM_SUCCESS)
@@ -310,12 +353,14 @@ llm_link_clusters(llm_datadist *dd, const llm_cluster_info *clusters, size_t num
     LLI_TRY(lli_check_initialized(dd, "llm_link_clusters"));
     LLI_TRY(check_plain(clusters, num_clusters, timeout_ms));
     int role = atomic_load(&dd->role);
-    if (role != LLM_ROLE_DECODER)
+    bool version_2 = atomic_load(&dd->version_2);
+    if (role != LLM_ROLE_DECODER && !version_2)
         return lli_fail(LLM_PARAM_INVALID, "link", "a %s can't link, only a Decoder can",
                         lli_role_name(role));
     struct call call = {
         .dd = dd,
         .name = "llm_link_clusters",
+        .version_2 = version_2,
         .deadline_ns = lli_deadline_after_ms((uint64_t)timeout_ms),
     };
     return run_call(&call, clusters, num_clusters, rets, ret_num_rets, link_in_turn);
@@ -352,7 +397,11 @@ choose_link(struct call *call, size_t index, struct lli_link **ret_link)
     struct cluster *cluster = &call->clusters[index];
     struct lli_link *link = lli_links_find(&call->dd->node, cluster->id);
     if (link == NULL)
-        return not_linked(cluster);
+        return call->version_2 ? LLM_SUCCESS : not_linked(cluster);
+    if (call->version_2) {
+        *ret_link = link;
+        return LLM_SUCCESS;
+    }
     llm_status status = LLM_SUCCESS;
     bool by_us = link->connected_by_us;
     if (!has_addresses(cluster, link)) {
@@ -421,7 +470,13 @@ static llm_status
 unlink_one(struct call *call, struct lli_link *link)
 {
     bool was_broken = lli_link_is_broken(link);
-    bool tell_peer = link->connected_by_us && !call->force && !was_broken;
+    // A prompt never tells its peer; in version 2 whoever unlinks does.
+    bool should_tell = (link->connected_by_us || call->version_2) && !call->force;
+    bool tell_peer = should_tell && !was_broken;
+    if (should_tell && was_broken && call->version_2)
+        return lli_fail(LLM_UNLINK_FAILED, "link",
+                        "cluster %llu can't be told about the unlink: %s; force it",
+                        (unsigned long long)link->peer.cluster_id, link->broken_reason);
     struct begin_unlink begin = {.link = link, .tell_peer = tell_peer};
     llm_status status = LLM_SUCCESS;
     set_unlinking(link, true);
@@ -438,7 +493,7 @@ unlink_one(struct call *call, struct lli_link *link)
         return lli_fail(status, "link",
                         "cluster %llu didn't answer to the unlink; the link is gone here",
                         (unsigned long long)link->peer.cluster_id);
-    if (link->connected_by_us && !call->force && was_broken)
+    if (should_tell && was_broken)
         return lli_fail(LLM_NOTIFY_PROMPT_UNLINK_FAILED, "link",
                         "cluster %llu could not be told about the unlink: %s; the link is gone "
                         "here",
@@ -478,11 +533,13 @@ llm_unlink_clusters(llm_datadist *dd, const llm_cluster_info *clusters, size_t n
 {
     LLI_TRY(lli_check_initialized(dd, "llm_unlink_clusters"));
     LLI_TRY(check_plain(clusters, num_clusters, timeout_ms));
-    if (atomic_load(&dd->role) == LLM_ROLE_MIX)
+    bool version_2 = atomic_load(&dd->version_2);
+    if (atomic_load(&dd->role) == LLM_ROLE_MIX && !version_2)
         return lli_fail(LLM_PARAM_INVALID, "link", "a Mix has no links to remove");
     struct call call = {
         .dd = dd,
         .name = "llm_unlink_clusters",
+        .version_2 = version_2,
         .force = force != 0,
         .deadline_ns = lli_deadline_after_ms((uint64_t)timeout_ms),
     };
