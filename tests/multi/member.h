@@ -50,13 +50,10 @@ void member_fill(struct member *member, size_t index, uint64_t seed);
 bool member_holds(const struct member *member, size_t index, size_t device, uint32_t tensor,
                   uint64_t slot, uint64_t seed, uint32_t seed_tensor, uint64_t seed_slot);
 // All tensors and slots.
-bool member_holds_all(const struct member *member, size_t index, uint64_t seed);
-uint64_t member_checksum(const struct member *member, size_t index);
+bool member_holds_all(struct member *member, size_t index, uint64_t seed);
+uint64_t member_checksum(struct member *member, size_t index);
 // The first word of a tensor, looked at while somebody may be writing it.
 uint64_t member_peek(const struct member *member, size_t index, size_t device, uint32_t tensor);
-
-// Tells the thread sanitizer that what the library's thread did before has happened before.
-void member_sync(struct member *member);
 
 // Ports of the peer, one per device.
 llm_status member_link(struct member *member, uint64_t cluster_id, const uint16_t *ports,

@@ -77,7 +77,6 @@ check_target(struct pair *pair, const struct transfer *t)
     uint32_t first = t->has_layers ? (uint32_t)t->dst_layers[0] * 2 : 0;
     uint32_t end = t->has_layers ? (uint32_t)t->dst_layers[1] * 2 + 2 : TENSORS;
     int32_t offset = t->has_layers ? (t->src_layers[0] - t->dst_layers[0]) * 2 : 0;
-    member_sync(&pair->decoder);
     for (size_t device = 0; device < pair->num_devices; device++) {
         for (uint32_t tensor = 0; tensor < TENSORS; tensor++) {
             for (uint64_t i = 0; i < SLOTS; i++) {
@@ -208,7 +207,6 @@ refused(const char *transports)
     t.count = SLOTS / 2;
     t.shift = 0;
     assert_int_equal(member_transfer(&pair.decoder, &t), LLM_KV_CACHE_NOT_EXIST);
-    member_sync(&pair.decoder);
     assert_true(member_holds_all(&pair.decoder, TARGET, 9));
 
     // The prompt frees it: gone for everybody.
@@ -254,7 +252,6 @@ large(const char *transports)
         member_allocate(&pair.decoder, TARGET, LARGE_TENSORS, LARGE_SLOTS, LARGE_STRIDE);
     remote_fill(&pair.prompt, SOURCE, 5);
     assert_int_equal(member_transfer(&pair.decoder, &pull), LLM_SUCCESS);
-    member_sync(&pair.decoder);
     assert_true(member_holds_all(&pair.decoder, TARGET, 5));
 
     struct transfer push = pull;
@@ -264,7 +261,6 @@ large(const char *transports)
     push.index = SOURCE;
     remote_fill(&pair.prompt, SOURCE, 6);
     assert_int_equal(remote_transfer(&pair.prompt, &push), LLM_SUCCESS);
-    member_sync(&pair.decoder);
     assert_true(member_holds_all(&pair.decoder, TARGET, 6));
     close_pair(&pair);
 }
@@ -317,7 +313,6 @@ one_decoder_two_prompts(const char *transports)
         };
         member_fill(&decoder, which, 9);
         assert_int_equal(member_transfer(&decoder, &t), LLM_SUCCESS);
-        member_sync(&decoder);
         assert_true(member_holds_all(&decoder, which, 5 + which));
     }
     // One dies; the other doesn't notice.
@@ -443,7 +438,6 @@ prompt_restarts(const char *transports)
                              LLM_SUCCESS);
         assert_int_equal(member_link(&decoder, PROMPT, ports, PATIENCE_MS), LLM_SUCCESS);
         assert_int_equal(member_transfer(&decoder, &t), LLM_SUCCESS);
-        member_sync(&decoder);
         assert_true(member_holds_all(&decoder, TARGET, 5 + life));
         process_kill(&prompt);
         member_await_state(&decoder, PROMPT, LLM_LINK_BROKEN);
