@@ -195,6 +195,20 @@ typedef struct llm_option {
  * Applies to the whole process.  Default "warn". */
 #define LLM_OPTION_LOG_LEVEL "llm.LogLevel"
 
+/* One row of the table of options. */
+typedef struct llm_option_info {
+    size_t struct_size;
+    const char *key;
+    const char *default_value; /* "" = none */
+    const char *help;          /* grammar and meaning, one line */
+} llm_option_info;
+
+/* The option number `index`, from 0 on, in the order in which they are checked; behind the last one
+ * `key` is NULL.  Texts are static.
+ * info: set struct_size before the call.
+ * Returns LLM_SUCCESS; LLM_PARAM_INVALID. */
+LLM_API llm_status llm_get_option_info(size_t index, llm_option_info *info);
+
 /* ============================================================================================
  * 3. Life cycle (§5)
  * ============================================================================================ */

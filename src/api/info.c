@@ -70,6 +70,20 @@ llm_get_listen_port(llm_datadist *dd, size_t device_index, uint16_t *ret_port)
     return LLM_SUCCESS;
 }
 
+llm_status
+llm_get_option_info(size_t index, llm_option_info *info)
+{
+    llm_option_info known;
+    size_t num_rows;
+    const struct lli_option_row *rows = lli_option_table(&num_rows);
+    LLI_TRY(LLI_CHECK_STRUCT(info, llm_option_info, &known));
+    bool exists = index < num_rows;
+    info->key = exists ? rows[index].key : NULL;
+    info->default_value = exists ? rows[index].value_default : NULL;
+    info->help = exists ? rows[index].help : NULL;
+    return LLM_SUCCESS;
+}
+
 #define STRING_(x) #x
 #define STRING(x) STRING_(x)
 

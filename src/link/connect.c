@@ -170,6 +170,11 @@ check_peer(struct attempt *a, const struct lli_hello_reply *reply, bool is_first
                  (unsigned long long)reply->from.cluster_id);
         return false;
     }
+    if (is_first && a->target->cluster_id != 0 &&
+        reply->from.cluster_id != a->target->cluster_id)
+        lli_log(LLM_LOG_WARN, "link", "asked for cluster %llu, but cluster %llu answers there",
+                (unsigned long long)a->target->cluster_id,
+                (unsigned long long)reply->from.cluster_id);
     if (!is_first && reply->from.incarnation != a->peer.incarnation) {
         snprintf(a->why, sizeof(a->why), "the addresses belong to different instances");
         return false;
