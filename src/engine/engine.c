@@ -57,8 +57,10 @@ lli_engine_link_has_work(struct lli_link *link)
 {
     pthread_mutex_lock(&link->node->links_lock);
     bool active = link->num_active > 0;
+    bool broken = link->broken;
     pthread_mutex_unlock(&link->node->links_lock);
-    bool read_by_peer = link->view != NULL &&
+    // What a dead peer has announced stays announced; nobody waits for a broken link's reader.
+    bool read_by_peer = link->view != NULL && !broken &&
                         lli_segment_is_read(link->view->segment,
                                             link->node->identity.incarnation, 0);
     return active || read_by_peer || !lli_list_empty(&link->serves);
