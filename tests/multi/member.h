@@ -4,6 +4,8 @@
 #ifndef LLM_TEST_MEMBER_H
 #define LLM_TEST_MEMBER_H
 
+#include <poll.h>
+
 #include "llm_datadist/llm_datadist_c.h"
 #include "multi/process.h"
 
@@ -118,7 +120,7 @@ uint64_t remote_checksum(struct process *process, size_t index);
         while (!(condition)) {                                                                     \
             if (now_ms() > await_deadline_)                                                        \
                 fail_msg("%s:%d: %s did not come", __FILE__, __LINE__, #condition);                \
-            sched_yield();                                                                         \
+            (void)poll(NULL, 0, 1);                                                                \
         }                                                                                          \
     } while (0)
 
