@@ -190,12 +190,6 @@ test_pieces_merge_in_whatever_order_they_come(void **state)
     struct lli_extents extents;
     (void)state;
     lli_extents_init(&extents);
-    // A frame, so that there is something to copy.
-    assert_true(lli_extents_add(&extents, 8, 1) == LLM_SUCCESS);
-    model->is_free[8] = true;
-    lli_extents_fini(&extents);
-    model->is_free[8] = false;
-    lli_extents_init(&extents);
     extents.free = lli_malloc(16 * sizeof(*extents.free));
     assert_non_null(extents.free);
     extents.capacity = 16;
