@@ -10,6 +10,7 @@ static const struct subcommand {
     const char *help;
     int (*run)(int argc, char **argv);
 } subcommands[] = {
+    {"bench", "how fast KV caches move, beside what the machine allows", tool_bench},
     {"demo", "a prompt process hands its KV cache to a decoder process", tool_demo},
     {"info", "the library, its transports and options, and what this machine allows", tool_info},
 };

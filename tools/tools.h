@@ -10,6 +10,7 @@ enum {
 };
 
 // One function per subcommand.  argv[0] is the subcommand's name; the result is the exit code.
+int tool_bench(int argc, char **argv);
 int tool_demo(int argc, char **argv);
 int tool_info(int argc, char **argv);
 
