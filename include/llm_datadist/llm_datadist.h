@@ -91,6 +91,10 @@ constexpr Status LLM_TIMEOUT = 0x5010B01AU;
 constexpr Status LLM_LINK_BUSY = 0x5010B01BU;
 /* The host is out of memory; nothing was done. */
 constexpr Status LLM_OUT_OF_MEMORY = 0x5010B01CU;
+/* Of the C API's started transfers and notifications; no method here returns them. */
+constexpr Status LLM_TRANSFER_PENDING = 0x5010B801U;
+constexpr Status LLM_TRANSFER_CANCELLED = 0x5010B802U;
+constexpr Status LLM_NO_NOTIFICATION = 0x5010B803U;
 
 /* ============================================================================================
  * 2. Options (§4): keys of the maps that Initialize and SetRole take.  Unknown keys are ignored.

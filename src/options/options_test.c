@@ -875,8 +875,8 @@ a_suggestion_comes_with_the_failure_it_explains(void **state)
 static void
 options_of_other_hardware_are_accepted_and_noted_at_debug(void **state)
 {
-    static const char *const keys[] = {LLM_OPTION_LOCAL_COMM_RES, "llm.TransferBackend",
-                                       "llm.GlobalResourceConfig", "llm.RdmaTrafficClass",
+    static const char *const keys[] = {LLM_OPTION_LOCAL_COMM_RES,
+                                       LLM_OPTION_GLOBAL_RESOURCE_CONFIG, "llm.RdmaTrafficClass",
                                        "llm.RdmaServiceLevel"};
     (void)state;
     for (size_t i = 0; i < LLI_COUNT(keys); i++) {
@@ -891,6 +891,53 @@ options_of_other_hardware_are_accepted_and_noted_at_debug(void **state)
 }
 
 static void
+version_2_is_asked_for_by_local_comm_res_even_empty_or_by_the_backend(void **state)
+{
+    const llm_option with_res[] = {{LLM_OPTION_DEVICE_ID, "0"}, {LLM_OPTION_LOCAL_COMM_RES, ""}};
+    const llm_option with_backend[] = {{LLM_OPTION_DEVICE_ID, "0"},
+                                       {LLM_OPTION_TRANSFER_BACKEND, "hixl"},
+                                       {LLM_OPTION_LISTEN_IP_INFO, "127.0.0.1:0"},
+                                       {LLM_OPTION_GLOBAL_RESOURCE_CONFIG, "{}"}};
+    struct lli_options o;
+    (void)state;
+    assert_int_equal(lli_options_parse(with_res, 2, LLM_ROLE_PROMPT, &o), LLM_SUCCESS);
+    assert_true(o.version_2);
+    assert_int_equal(o.num_listen, 0); // optional there, also for a Prompt
+    lli_options_fini(&o);
+    assert_int_equal(lli_options_parse(with_backend, 4, LLM_ROLE_DECODER, &o), LLM_SUCCESS);
+    assert_true(o.version_2);
+    assert_int_equal(o.num_listen, 1);
+    lli_options_fini(&o);
+    assert_int_equal(lli_options_parse(with_res, 1, LLM_ROLE_DECODER, &o), LLM_SUCCESS);
+    assert_false(o.version_2);
+    lli_options_fini(&o);
+}
+
+static void
+version_2_rejects_what_its_options_don_t_allow(void **state)
+{
+    static const llm_option bad[][4] = {
+        {{LLM_OPTION_DEVICE_ID, "0;1"}, {LLM_OPTION_LOCAL_COMM_RES, ""}},
+        {{LLM_OPTION_DEVICE_ID, "0"}, {LLM_OPTION_TRANSFER_BACKEND, "hixl"}},
+        {{LLM_OPTION_DEVICE_ID, "0"},
+         {LLM_OPTION_TRANSFER_BACKEND, "nixl"},
+         {LLM_OPTION_LISTEN_IP_INFO, "127.0.0.1:0"}},
+        {{LLM_OPTION_DEVICE_ID, "0"},
+         {LLM_OPTION_TRANSFER_BACKEND, "hixl"},
+         {LLM_OPTION_LISTEN_IP_INFO, "127.0.0.1:0"},
+         {LLM_OPTION_GLOBAL_RESOURCE_CONFIG, "{"}},
+    };
+    static const size_t num_options[] = {2, 2, 3, 4};
+    (void)state;
+    for (size_t i = 0; i < LLI_COUNT(bad); i++) {
+        struct lli_options o;
+        assert_int_equal(lli_options_parse(bad[i], num_options[i], LLM_ROLE_MIX, &o),
+                         LLM_PARAM_INVALID);
+        lli_options_fini(&o);
+    }
+}
+
+static void
 the_table_has_every_public_option_with_a_default_that_its_parser_accepts(void **state)
 {
     static const char *const public_keys[] = {
@@ -898,6 +945,7 @@ the_table_has_every_public_option_with_a_default_that_its_parser_accepts(void **
         LLM_OPTION_BUF_POOL_CFG,    LLM_OPTION_ENABLE_SET_ROLE, LLM_OPTION_LOCAL_COMM_RES,
         LLM_OPTION_DEVICE_TYPE,     LLM_OPTION_TRANSPORTS,      LLM_OPTION_LIVENESS_TIME,
         LLM_OPTION_TCP_CONNECTIONS, LLM_OPTION_LOG_LEVEL,
+        LLM_OPTION_TRANSFER_BACKEND, LLM_OPTION_GLOBAL_RESOURCE_CONFIG,
     };
     size_t num_rows;
     const struct lli_option_row *rows = lli_option_table(&num_rows);
@@ -1131,6 +1179,8 @@ main(void)
         TEST(misspelt_keys_get_a_suggestion),
         TEST(a_suggestion_comes_with_the_failure_it_explains),
         TEST(options_of_other_hardware_are_accepted_and_noted_at_debug),
+        TEST(version_2_is_asked_for_by_local_comm_res_even_empty_or_by_the_backend),
+        TEST(version_2_rejects_what_its_options_don_t_allow),
         TEST(the_table_has_every_public_option_with_a_default_that_its_parser_accepts),
         TEST(a_long_value_is_cut_and_the_expectation_survives),
         TEST(set_role_takes_exactly_one_address),
