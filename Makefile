@@ -6,7 +6,7 @@
 PRESET ?= dev
 PREFIX ?= /usr/local
 
-.PHONY: build help setup test demo asan tsan format check-format tidy deb test-deb install clean
+.PHONY: build help setup test demo bench asan tsan format check-format tidy deb test-deb install clean
 
 build: setup
 	@mkdir -p build
@@ -17,6 +17,7 @@ help:
 	@echo 'make              build into build/dev (PRESET=release, asan, tsan: into build/PRESET)'
 	@echo 'make test         build and run all tests; the last line counts them'
 	@echo 'make demo         a prompt process hands its KV cache to a decoder process'
+	@echo 'make bench        measure transfers beside plain copies, about three minutes (BENCH=--help)'
 	@echo 'make asan, tsan   the tests under the address+undefined and the thread sanitizer'
 	@echo 'make format       format the sources; make check-format only looks'
 	@echo 'make tidy         clang-tidy over the sources'
@@ -38,6 +39,10 @@ asan tsan:
 demo:
 	@$(MAKE) --no-print-directory build PRESET=release
 	@build/release/bin/llm-datadist demo
+
+bench:
+	@$(MAKE) --no-print-directory build PRESET=release
+	@build/release/bin/llm-datadist bench $(BENCH)
 
 format:
 	@scripts/setup check
