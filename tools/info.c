@@ -18,20 +18,21 @@ struct probe {
 static void
 print_help(FILE *out)
 {
-    fprintf(out,
-            "usage: llm-datadist info [--connect IP:PORT] [--transports LIST] [--json]\n"
-            "\n"
-            "Tells the version of the library, the copy kernel chosen for this CPU, the transports\n"
-            "and the options with their defaults.\n"
-            "\n"
-            "    --connect IP:PORT   link to the instance that listens there, tell which transport\n"
-            "                        the link takes and why the others were passed over, unlink\n"
-            "    --transports LIST   what the link may take, as for llm.Transports (auto)\n"
-            "    --json              for machines\n"
-            "\n"
-            "Exit codes: 0 done, 1 the instance can't be linked with, 2 wrong usage.\n"
-            "\n"
-            "    llm-datadist info --connect 192.0.2.7:26000\n");
+    fprintf(
+        out,
+        "usage: llm-datadist info [--connect IP:PORT] [--transports LIST] [--json]\n"
+        "\n"
+        "Tells the version of the library, the copy kernel chosen for this CPU, the transports\n"
+        "and the options with their defaults.\n"
+        "\n"
+        "    --connect IP:PORT   link to the instance that listens there, tell which transport\n"
+        "                        the link takes and why the others were passed over, unlink\n"
+        "    --transports LIST   what the link may take, as for llm.Transports (auto)\n"
+        "    --json              for machines\n"
+        "\n"
+        "Exit codes: 0 done, 1 the instance can't be linked with, 2 wrong usage.\n"
+        "\n"
+        "    llm-datadist info --connect 192.0.2.7:26000\n");
 }
 
 // ---- output: text, or JSON ----

@@ -125,7 +125,8 @@ typedef uint32_t llm_status;
     X(LLM_TIMEOUT, 0x5010B01Au, "the operation ran out of time", 0, "rebuild the link")            \
     X(LLM_LINK_BUSY, 0x5010B01Bu, "the link is busy", 1, "retry when the other operation is done") \
     X(LLM_OUT_OF_MEMORY, 0x5010B01Cu, "the host is out of memory", 1, "free memory and retry")     \
-    X(LLM_TRANSFER_PENDING, 0x5010B801u, "the transfer has not ended yet", 1, "poll or wait again") \
+    X(LLM_TRANSFER_PENDING, 0x5010B801u, "the transfer has not ended yet", 1,                      \
+      "poll or wait again")                                                                        \
     X(LLM_TRANSFER_CANCELLED, 0x5010B802u, "the transfer was cancelled", 1, "start it again")      \
     X(LLM_NO_NOTIFICATION, 0x5010B803u, "no notification has arrived", 1, "poll again")
 

@@ -32,10 +32,9 @@ llm_allocate_cache(llm_datadist *dd, const llm_cache_desc *desc, llm_cache *cach
     LLI_TRY(check_desc(&known, &geometry));
     uint64_t num_addresses = (uint64_t)geometry.num_tensors * dd->options.num_devices;
     if (out.tensor_addrs == NULL || out.num_tensor_addrs < num_addresses)
-        return lli_fail(LLM_PARAM_INVALID, "cache",
-                        "there is room for %zu tensor addresses, expected %llu",
-                        out.tensor_addrs == NULL ? 0 : out.num_tensor_addrs,
-                        (unsigned long long)num_addresses);
+        return lli_fail(
+            LLM_PARAM_INVALID, "cache", "there is room for %zu tensor addresses, expected %llu",
+            out.tensor_addrs == NULL ? 0 : out.num_tensor_addrs, (unsigned long long)num_addresses);
     LLI_TRY(lli_registry_allocate(&dd->registry, &geometry, &id, out.tensor_addrs));
     cache->cache_id = id;
     cache->desc = desc;
@@ -90,8 +89,8 @@ check_extent(const struct lli_geometry *geometry, const uint64_t *addrs)
         uint64_t end;
         if (lli_add_overflow(addrs[i], geometry->tensor_bytes, &end))
             return lli_fail(LLM_PARAM_INVALID, "cache",
-                            "addrs[%zu] is %#llx: %llu bytes from there leave the address space",
-                            i, (unsigned long long)addrs[i],
+                            "addrs[%zu] is %#llx: %llu bytes from there leave the address space", i,
+                            (unsigned long long)addrs[i],
                             (unsigned long long)geometry->tensor_bytes);
     }
     return LLM_SUCCESS;

@@ -100,8 +100,7 @@ check_span(const struct side *src, const struct side *dst, uint64_t offset, int6
 
 llm_status
 llm_copy_kv_cache(llm_datadist *dd, const llm_cache *src_cache, const llm_cache *dst_cache,
-                  uint32_t src_batch_index, uint32_t dst_batch_index, uint64_t offset,
-                  int64_t size)
+                  uint32_t src_batch_index, uint32_t dst_batch_index, uint64_t offset, int64_t size)
 {
     struct side src = {0};
     struct side dst = {0};
@@ -170,10 +169,9 @@ llm_copy_kv_blocks(llm_datadist *dd, const llm_cache *src_cache, const llm_cache
     LLI_TRY(check_entry(dd, &src));
     LLI_TRY(check_entry(dd, &dst));
     if (src.geometry.stride != dst.geometry.stride)
-        return lli_fail(LLM_PARAM_INVALID, "copy",
-                        "block sizes differ: %llu bytes in src, %llu in dst",
-                        (unsigned long long)src.geometry.stride,
-                        (unsigned long long)dst.geometry.stride);
+        return lli_fail(
+            LLM_PARAM_INVALID, "copy", "block sizes differ: %llu bytes in src, %llu in dst",
+            (unsigned long long)src.geometry.stride, (unsigned long long)dst.geometry.stride);
     if (src.geometry.placement == LLM_PLACEMENT_HOST &&
         dst.geometry.placement == LLM_PLACEMENT_HOST)
         return lli_fail(LLM_PARAM_INVALID, "copy", "src and dst are both host memory");

@@ -104,7 +104,7 @@ llm_describe(char *buf, size_t size)
                           "transports: local,shm,tcp\n"
                           "wire version: %u\n"
                           "directory version: %u\n",
-                          llm_version(), __VERSION__, lli_copy_kernel_name(),
-                          LLI_MESSAGE_VERSION, LLI_SEGMENT_VERSION);
+                          llm_version(), __VERSION__, lli_copy_kernel_name(), LLI_MESSAGE_VERSION,
+                          LLI_SEGMENT_VERSION);
     return length > 0 ? (size_t)length : 0;
 }

@@ -24,7 +24,7 @@ struct call {
         bool has_thread;
         pthread_t thread;
         struct lli_link *link; // to be unlinked; held
-    } *clusters;               // num_clusters
+    } * clusters;              // num_clusters
     bool force;
     bool version_2;
     uint64_t deadline_ns;
@@ -129,8 +129,9 @@ check_lists(const struct call *call, const llm_cluster_info *clusters, size_t nu
                             i);
     }
     if (num_clusters > CLUSTERS_PER_CALL_MAX)
-        return lli_fail(LLM_CLUSTER_NUM_EXCEED_LIMIT, "link", "%zu clusters in one call, at most %d",
-                        num_clusters, CLUSTERS_PER_CALL_MAX);
+        return lli_fail(LLM_CLUSTER_NUM_EXCEED_LIMIT, "link",
+                        "%zu clusters in one call, at most %d", num_clusters,
+                        CLUSTERS_PER_CALL_MAX);
     return LLM_SUCCESS;
 }
 
@@ -150,8 +151,7 @@ take_turn(struct call *call)
     pthread_mutex_unlock(&node->links_lock);
     if (!mine)
         return lli_fail(LLM_PROCESSING_LINK, "link",
-                        "%s: another link or unlink call runs longer than the timeout",
-                        call->name);
+                        "%s: another link or unlink call runs longer than the timeout", call->name);
     return LLM_SUCCESS;
 }
 
@@ -280,7 +280,8 @@ connect_some(struct call *call, size_t first, size_t end)
         if (!cluster->attempted)
             continue;
         if (last != NULL)
-            last->has_thread = lli_thread_start(&last->thread, "llm-link", connect_cluster, last) == 0;
+            last->has_thread =
+                lli_thread_start(&last->thread, "llm-link", connect_cluster, last) == 0;
         if (last != NULL && !last->has_thread)
             connect_cluster(last);
         last = cluster;
@@ -314,9 +315,9 @@ link_in_turn(struct call *call, llm_status *rets, size_t *ret_num_rets)
     for (size_t i = 0; i < call->num_clusters; i++) {
         struct cluster *cluster = &call->clusters[i];
         if (is_repeated(call, i))
-            cluster->result = lli_fail(LLM_REPEAT_REQUEST, "link",
-                                       "cluster %llu appears twice in one call",
-                                       (unsigned long long)cluster->id);
+            cluster->result =
+                lli_fail(LLM_REPEAT_REQUEST, "link", "cluster %llu appears twice in one call",
+                         (unsigned long long)cluster->id);
         else if (is_linked(call, cluster->id))
             cluster->result = lli_fail(LLM_ALREADY_LINK, "link", "cluster %llu is linked already",
                                        (unsigned long long)cluster->id);
@@ -329,8 +330,8 @@ link_in_turn(struct call *call, llm_status *rets, size_t *ret_num_rets)
 }
 
 static llm_status
-run_call(struct call *call, const llm_cluster_info *clusters, size_t num_clusters,
-         llm_status *rets, size_t *ret_num_rets,
+run_call(struct call *call, const llm_cluster_info *clusters, size_t num_clusters, llm_status *rets,
+         size_t *ret_num_rets,
          llm_status (*in_turn)(struct call *call, llm_status *rets, size_t *ret_num_rets))
 {
     if (ret_num_rets != NULL)
@@ -375,8 +376,7 @@ has_addresses(const struct cluster *cluster, const struct lli_link *link)
         if (cluster->remote[d].sin_addr.s_addr != link->remote_ips[d].s_addr)
             return false;
         // A prompt looks its links up by the remote address alone.
-        if (link->connected_by_us &&
-            cluster->local[d].sin_addr.s_addr != link->local_ips[d].s_addr)
+        if (link->connected_by_us && cluster->local[d].sin_addr.s_addr != link->local_ips[d].s_addr)
             return false;
     }
     return true;
@@ -410,10 +410,10 @@ choose_link(struct call *call, size_t index, struct lli_link **ret_link)
                                   (unsigned long long)cluster->id)
                        : not_linked(cluster);
     } else if (is_repeated(call, index)) {
-        status = by_us ? lli_fail(LLM_REPEAT_REQUEST, "link",
-                                  "cluster %llu appears twice in one call",
-                                  (unsigned long long)cluster->id)
-                       : not_linked(cluster);
+        status =
+            by_us ? lli_fail(LLM_REPEAT_REQUEST, "link", "cluster %llu appears twice in one call",
+                             (unsigned long long)cluster->id)
+                  : not_linked(cluster);
     }
     if (status == LLM_SUCCESS)
         *ret_link = link;

@@ -1,9 +1,9 @@
 // Transfers (§8, §13.5): the checks of the caller's side, in the specification's order.  Each call
 // has one body; with a `ret_transfer_id` it starts the transfer, without one it runs it to its end.
+#include "transfer/transfer.h"
 #include "api/check.h"
 #include "base/log.h"
 #include "base/os.h"
-#include "transfer/transfer.h"
 
 // ---- layers (§8.1) ----
 
@@ -42,7 +42,8 @@ check_notification(const llm_kv_cache_ext_param *param)
     if (param->notification_bytes <= LLM_NOTIFICATION_BYTES_MAX &&
         (param->notification != NULL || param->notification_bytes == 0))
         return LLM_SUCCESS;
-    return lli_fail(LLM_PARAM_INVALID, "transfer", "the notification is %s of %zu bytes, expected "
+    return lli_fail(LLM_PARAM_INVALID, "transfer",
+                    "the notification is %s of %zu bytes, expected "
                     "0..%d bytes",
                     param->notification == NULL ? "NULL" : "one", param->notification_bytes,
                     LLM_NOTIFICATION_BYTES_MAX);
@@ -145,8 +146,7 @@ check_blocks(const char *name, const uint64_t *blocks, size_t num_blocks,
         if (blocks[i] >= geometry->num_slots)
             return lli_fail(LLM_PARAM_INVALID, "transfer",
                             "%s[%zu] is %llu, the local cache has %llu blocks", name, i,
-                            (unsigned long long)blocks[i],
-                            (unsigned long long)geometry->num_slots);
+                            (unsigned long long)blocks[i], (unsigned long long)geometry->num_slots);
     }
     return LLM_SUCCESS;
 }
@@ -192,8 +192,8 @@ check_not_own(const llm_datadist *dd, const llm_cache_index *index)
 
 // Fills in what doesn't depend on the kind of transfer, and goes.
 static llm_status
-go(llm_datadist *dd, struct lli_transfer_args *args, const struct layers *layers,
-   uint64_t start_ns, uint64_t *ret_transfer_id)
+go(llm_datadist *dd, struct lli_transfer_args *args, const struct layers *layers, uint64_t start_ns,
+   uint64_t *ret_transfer_id)
 {
     uint64_t timeout_ms = layers->timeout_ms;
     // The option's time limit counts per layer of a push (§10.3).
@@ -307,8 +307,8 @@ llm_pull_kv_cache(llm_datadist *dd, const llm_cache_index *src, const llm_cache 
 
 llm_status
 llm_start_pull_kv_cache(llm_datadist *dd, const llm_cache_index *src, const llm_cache *dst,
-                        uint32_t dst_batch_index, int64_t size,
-                        const llm_kv_cache_ext_param *param, uint64_t *ret_transfer_id)
+                        uint32_t dst_batch_index, int64_t size, const llm_kv_cache_ext_param *param,
+                        uint64_t *ret_transfer_id)
 {
     const char *call = "llm_start_pull_kv_cache";
     LLI_TRY(check_start(dd, call, ret_transfer_id));
@@ -326,10 +326,10 @@ pull_blocks(llm_datadist *dd, struct lli_transfer_args *args, const struct layer
 }
 
 static llm_status
-pull_kv_blocks(llm_datadist *dd, const char *call, const llm_cache_index *src,
-               const llm_cache *dst, const uint64_t *src_blocks, size_t num_src_blocks,
-               const uint64_t *dst_blocks, size_t num_dst_blocks,
-               const llm_kv_cache_ext_param *param, uint64_t *ret_transfer_id)
+pull_kv_blocks(llm_datadist *dd, const char *call, const llm_cache_index *src, const llm_cache *dst,
+               const uint64_t *src_blocks, size_t num_src_blocks, const uint64_t *dst_blocks,
+               size_t num_dst_blocks, const llm_kv_cache_ext_param *param,
+               uint64_t *ret_transfer_id)
 {
     llm_cache_index from;
     llm_cache to;
@@ -532,8 +532,8 @@ llm_push_kv_cache(llm_datadist *dd, const llm_cache *src, const llm_cache_index 
 
 llm_status
 llm_start_push_kv_cache(llm_datadist *dd, const llm_cache *src, const llm_cache_index *dst,
-                        uint32_t src_batch_index, int64_t size,
-                        const llm_kv_cache_ext_param *param, uint64_t *ret_transfer_id)
+                        uint32_t src_batch_index, int64_t size, const llm_kv_cache_ext_param *param,
+                        uint64_t *ret_transfer_id)
 {
     const char *call = "llm_start_push_kv_cache";
     LLI_TRY(check_start(dd, call, ret_transfer_id));
@@ -552,10 +552,10 @@ push_blocks(llm_datadist *dd, struct lli_transfer_args *args, const struct layer
 }
 
 static llm_status
-push_kv_blocks(llm_datadist *dd, const char *call, const llm_cache *src,
-               const llm_cache_index *dst, const uint64_t *src_blocks, size_t num_src_blocks,
-               const uint64_t *dst_blocks, size_t num_dst_blocks,
-               const llm_kv_cache_ext_param *param, uint64_t *ret_transfer_id)
+push_kv_blocks(llm_datadist *dd, const char *call, const llm_cache *src, const llm_cache_index *dst,
+               const uint64_t *src_blocks, size_t num_src_blocks, const uint64_t *dst_blocks,
+               size_t num_dst_blocks, const llm_kv_cache_ext_param *param,
+               uint64_t *ret_transfer_id)
 {
     llm_cache_index to;
     struct pushed pushed;

@@ -12,7 +12,7 @@
 #define LLI_PRINTF(fmt_index, args_index) __attribute__((format(printf, fmt_index, args_index)))
 #define LLI_MUST_CHECK __attribute__((warn_unused_result))
 #define LLI_COUNT(array) (sizeof(array) / sizeof((array)[0]))
-#define LLI_CONTAINER_OF(ptr, type, member) ((type *)((char *)(ptr) - offsetof(type, member)))
+#define LLI_CONTAINER_OF(ptr, type, member) ((type *)((char *)(ptr)-offsetof(type, member)))
 
 // Returns on failure.  Only for functions that hold nothing yet.
 #define LLI_TRY(call)                                                                              \

@@ -101,8 +101,8 @@ emit(llm_log_level level, const char *line)
 }
 
 // Builds "room: message" and returns the message part.
-static LLI_PRINTF(3, 0) const char *
-format_line(char *line, const char *room, const char *format, va_list args)
+static LLI_PRINTF(3, 0) const
+    char *format_line(char *line, const char *room, const char *format, va_list args)
 {
     int room_bytes = snprintf(line, LINE_BYTES, "%s: ", room);
     vsnprintf(line + room_bytes, LINE_BYTES - (size_t)room_bytes, format, args);

@@ -68,8 +68,7 @@ static void
 merge_in(struct lli_extents *extents, uint64_t offset, uint64_t size)
 {
     size_t next = find_after(extents, offset);
-    bool joins_next =
-        next < extents->num_free && extents->free[next].offset == offset + size;
+    bool joins_next = next < extents->num_free && extents->free[next].offset == offset + size;
     struct lli_extent *before = next > 0 ? &extents->free[next - 1] : NULL;
     if (before != NULL && before->offset + before->size == offset) {
         before->size += size;

@@ -94,8 +94,7 @@ alloc_tensors_locked(struct lli_registry *registry, struct lli_cache *cache)
                             "%llu bytes of its pool are in use",
                             i % cache->geometry.num_tensors, cache->geometry.num_tensors,
                             (unsigned long long)cache->geometry.tensor_bytes, device,
-                            (unsigned long long)pool->bytes_used,
-                            (unsigned long long)pool->bytes);
+                            (unsigned long long)pool->bytes_used, (unsigned long long)pool->bytes);
         }
         cache->addresses[i] = (uintptr_t)(pool->base + cache->offsets[i]);
     }

@@ -24,9 +24,9 @@ struct lli_cache {
     uint64_t *offsets;    // likewise, into the pools
     uint32_t entry;
     uint64_t generation;
-    bool registered;       // the memory is the user's
-    unsigned references;   // guarded by lock
-    uint64_t retired_ns;   // guarded by lock
+    bool registered;     // the memory is the user's
+    unsigned references; // guarded by lock
+    uint64_t retired_ns; // guarded by lock
 };
 
 struct lli_registry {
@@ -53,16 +53,14 @@ void lli_registry_open(struct lli_registry *registry, struct lli_segment *segmen
 void lli_registry_close(struct lli_registry *registry);
 
 // Allocates from every pool and publishes.  The id counts up even when this fails (§7.1).
-llm_status lli_registry_allocate(struct lli_registry *registry,
-                                 const struct lli_geometry *geometry, int64_t *ret_id,
-                                 uintptr_t *ret_addresses);
+llm_status lli_registry_allocate(struct lli_registry *registry, const struct lli_geometry *geometry,
+                                 int64_t *ret_id, uintptr_t *ret_addresses);
 // LLM_KV_CACHE_NOT_EXIST if the id is unknown, or names the other kind of cache.
 llm_status lli_registry_deallocate(struct lli_registry *registry, int64_t id);
 
 // Publishes memory of the user's: geometry->num_tensors addresses, on the one device there is.
-llm_status lli_registry_register(struct lli_registry *registry,
-                                 const struct lli_geometry *geometry, const uint64_t *addresses,
-                                 int64_t *ret_id);
+llm_status lli_registry_register(struct lli_registry *registry, const struct lli_geometry *geometry,
+                                 const uint64_t *addresses, int64_t *ret_id);
 // Returns when nobody touches the memory any more, or the peers had their time.  An unknown id is
 // fine.
 void lli_registry_unregister(struct lli_registry *registry, int64_t id);

@@ -13,8 +13,8 @@ lli_segment_open(struct lli_segment *segment, uint64_t cluster_id, uint64_t inca
 {
     void *base;
     memset(segment, 0, sizeof(*segment));
-    segment->fd = lli_memory_file_create("llm-datadist-directory",
-                                         sizeof(struct lli_segment_layout), &base);
+    segment->fd =
+        lli_memory_file_create("llm-datadist-directory", sizeof(struct lli_segment_layout), &base);
     if (segment->fd < 0)
         return lli_fail(LLM_FAILED, "segment", "can't open the directory of caches: %s",
                         strerror(errno));
@@ -72,8 +72,7 @@ lli_segment_publish(struct lli_segment *segment, int64_t cache_id,
     uint64_t num_addresses = (uint64_t)geometry->num_tensors * num_devices;
     uint64_t first_address;
     struct lli_entry *entry = find_free_entry(segment, cache_id, ret_entry);
-    if (entry == NULL ||
-        !lli_extents_take(&segment->addresses, num_addresses, 1, &first_address))
+    if (entry == NULL || !lli_extents_take(&segment->addresses, num_addresses, 1, &first_address))
         return false;
 
     for (uint64_t i = 0; i < num_addresses; i++)
@@ -182,8 +181,7 @@ lli_segment_find(const struct lli_segment_layout *peer, int64_t cache_id,
 }
 
 bool
-lli_segment_still_live(const struct lli_segment_layout *peer,
-                       const struct lli_remote_cache *cache)
+lli_segment_still_live(const struct lli_segment_layout *peer, const struct lli_remote_cache *cache)
 {
     return atomic_load(&peer->entries[cache->entry].generation) == cache->generation;
 }

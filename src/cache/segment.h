@@ -31,9 +31,9 @@
 
 enum {
     LLI_NUM_READER_SLOTS = 64,
-    LLI_NUM_ENTRIES = 65536,        // a power of two: caches at a time
-    LLI_ENTRY_PROBES = 64,          // an id is found within so many entries
-    LLI_NUM_ADDRESSES = 8 << 20,    // tensors of all caches
+    LLI_NUM_ENTRIES = 65536,     // a power of two: caches at a time
+    LLI_ENTRY_PROBES = 64,       // an id is found within so many entries
+    LLI_NUM_ADDRESSES = 8 << 20, // tensors of all caches
 };
 
 // Generations are even and never repeat; this bit marks a cache that is going away.

@@ -17,9 +17,8 @@ enum { TICKS_PER_LIVENESS = 5, TICK_MS_MIN = 10 };
 
 // ---- what the rooms tell each other ----
 
-static void
-on_message(struct lli_link *link, const struct lli_message_header *header,
-           struct lli_reader *body);
+static void on_message(struct lli_link *link, const struct lli_message_header *header,
+                       struct lli_reader *body);
 
 static void
 on_broken(struct lli_link *link, llm_status status)
@@ -60,9 +59,9 @@ lli_engine_link_has_work(struct lli_link *link)
     bool broken = link->broken;
     pthread_mutex_unlock(&link->node->links_lock);
     // What a dead peer has announced stays announced; nobody waits for a broken link's reader.
-    bool read_by_peer = link->view != NULL && !broken &&
-                        lli_segment_is_read(link->view->segment,
-                                            link->node->identity.incarnation, 0);
+    bool read_by_peer =
+        link->view != NULL && !broken &&
+        lli_segment_is_read(link->view->segment, link->node->identity.incarnation, 0);
     return active || read_by_peer || !lli_list_empty(&link->serves);
 }
 
@@ -86,8 +85,7 @@ peer_unlinks(struct lli_link *link)
 }
 
 static void
-on_message(struct lli_link *link, const struct lli_message_header *header,
-           struct lli_reader *body)
+on_message(struct lli_link *link, const struct lli_message_header *header, struct lli_reader *body)
 {
     struct lli_outcome outcome;
     bool ok;
@@ -174,8 +172,8 @@ open_pools(struct llm_datadist *dd)
     if (dd->pools == NULL)
         return lli_fail(LLM_FAILED, "engine", "no memory for %zu pools", options->num_devices);
     for (size_t i = 0; i < options->num_devices; i++) {
-        llm_status status = lli_pool_open(&dd->pools[i], options->pool_bytes, options->tiers,
-                                          options->num_tiers);
+        llm_status status =
+            lli_pool_open(&dd->pools[i], options->pool_bytes, options->tiers, options->num_tiers);
         if (status != LLM_SUCCESS) {
             close_pools(dd, i);
             return status;
@@ -246,8 +244,7 @@ close_exchange:
 static llm_status
 open_rooms(struct llm_datadist *dd)
 {
-    uint32_t tick_ms =
-        (uint32_t)lli_max(dd->options.liveness_ms / TICKS_PER_LIVENESS, TICK_MS_MIN);
+    uint32_t tick_ms = (uint32_t)lli_max(dd->options.liveness_ms / TICKS_PER_LIVENESS, TICK_MS_MIN);
     uint64_t patience_ns =
         LLI_MS_TO_NS((uint64_t)dd->options.sync_wait_ms + dd->options.liveness_ms);
     llm_status status = open_pools(dd);
@@ -265,8 +262,8 @@ open_rooms(struct llm_datadist *dd)
     status = open_node(dd, tick_ms);
     if (status != LLM_SUCCESS)
         goto close_loop;
-    lli_registry_open(&dd->registry, &dd->segment, dd->pools, dd->options.num_devices,
-                      patience_ns, is_read, dd);
+    lli_registry_open(&dd->registry, &dd->segment, dd->pools, dd->options.num_devices, patience_ns,
+                      is_read, dd);
     status = start_loop(dd);
     if (status != LLM_SUCCESS)
         goto close_registry;

@@ -15,8 +15,8 @@
 
 struct llm_datadist {
     uint64_t cluster_id;
-    _Atomic int role;            // llm_role, or what the caller took for one
-    pthread_mutex_t life_lock;   // serialises initialize
+    _Atomic int role;          // llm_role, or what the caller took for one
+    pthread_mutex_t life_lock; // serialises initialize
     _Atomic bool initialized;
     _Atomic bool version_2; // the rules of §13
 

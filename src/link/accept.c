@@ -99,8 +99,7 @@ unexpected_message(struct lli_conn *conn, const struct lli_message_header *heade
 }
 
 static void
-send_outcome(struct lli_conn *conn, enum lli_message_type type, llm_status status,
-             const char *text)
+send_outcome(struct lli_conn *conn, enum lli_message_type type, llm_status status, const char *text)
 {
     uint8_t bytes[LLI_REASON_BYTES + 16];
     struct lli_writer w;
@@ -238,7 +237,7 @@ reply_hello(struct lli_node *node, struct lli_conn *conn, llm_status status, con
 }
 
 static void LLI_PRINTF(3, 4)
-refuse(struct stranger *stranger, const struct lli_hello *hello, const char *format, ...)
+    refuse(struct stranger *stranger, const struct lli_hello *hello, const char *format, ...)
 {
     char text[LLI_REASON_BYTES];
     va_list args;
@@ -405,8 +404,7 @@ accept_tcp(struct lli_source *source, uint32_t events)
             continue;
         }
         stranger->listener = listener;
-        stranger->conn =
-            lli_conn_open(node->loop, fd, stranger, stranger_message, stranger_closed);
+        stranger->conn = lli_conn_open(node->loop, fd, stranger, stranger_message, stranger_closed);
         if (stranger->conn == NULL)
             forget_stranger(stranger);
         else
@@ -491,8 +489,8 @@ lli_listeners_start(struct lli_listeners *listeners)
         struct lli_listener *listener = listeners->listeners[i];
         LLI_TRY(lli_loop_add(listener->node->loop, &listener->source));
         lli_log(LLM_LOG_INFO, "link", "cluster %llu listens at %s:%u",
-                (unsigned long long)listener->node->identity.cluster_id,
-                listener->address.ip_text, listener->address.port);
+                (unsigned long long)listener->node->identity.cluster_id, listener->address.ip_text,
+                listener->address.port);
     }
     return LLM_SUCCESS;
 }
@@ -521,9 +519,9 @@ take_offer(struct stranger *stranger, struct lli_exchange_offer *offer)
     char why[LLI_REASON_BYTES] = "no link with this token is being made";
     struct pending *pending = find_pending(node, offer->link_token, offer->incarnation);
     if (pending != NULL && pending->link->view == NULL)
-        pending->link->view = lli_view_map(offer->fds, offer->num_fds, offer->incarnation,
-                                           node->options->num_devices, offer->pid, why,
-                                           sizeof(why));
+        pending->link->view =
+            lli_view_map(offer->fds, offer->num_fds, offer->incarnation, node->options->num_devices,
+                         offer->pid, why, sizeof(why));
     bool ok = pending != NULL && pending->link->view != NULL;
     if (ok && pending->link->view->can_read)
         why[0] = '\0';

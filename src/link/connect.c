@@ -27,7 +27,7 @@ struct attempt {
     enum lli_transport_kind transport;
     char reason[LLI_REASON_BYTES];
     char registered_reason[LLI_REASON_BYTES]; // why registered memory goes over tcp; "" if not
-    char why[LLI_REASON_BYTES + 64]; // it failed
+    char why[LLI_REASON_BYTES + 64];          // it failed
     bool timed_out;
     llm_status adopted;
 };
@@ -115,8 +115,7 @@ receive_message(struct attempt *a, int fd, enum lli_message_type type, uint8_t *
     if (!receive_all(a, fd, head, sizeof(head)))
         return false;
     const char *wrong = lli_message_header_read(head, &header);
-    if (wrong == NULL &&
-        (header.type != type || header.body_bytes > LLI_HELLO_BODY_BYTES_MAX))
+    if (wrong == NULL && (header.type != type || header.body_bytes > LLI_HELLO_BODY_BYTES_MAX))
         wrong = "it answered with an unexpected message";
     if (wrong != NULL) {
         snprintf(a->why, sizeof(a->why), "%s", wrong);
@@ -170,8 +169,7 @@ check_peer(struct attempt *a, const struct lli_hello_reply *reply, bool is_first
                  (unsigned long long)reply->from.cluster_id);
         return false;
     }
-    if (is_first && a->target->cluster_id != 0 &&
-        reply->from.cluster_id != a->target->cluster_id)
+    if (is_first && a->target->cluster_id != 0 && reply->from.cluster_id != a->target->cluster_id)
         lli_log(LLM_LOG_WARN, "link", "asked for cluster %llu, but cluster %llu answers there",
                 (unsigned long long)a->target->cluster_id,
                 (unsigned long long)reply->from.cluster_id);
@@ -180,8 +178,8 @@ check_peer(struct attempt *a, const struct lli_hello_reply *reply, bool is_first
         return false;
     }
     if (reply->from.num_devices != a->node->options->num_devices) {
-        snprintf(a->why, sizeof(a->why), "it has %u devices, here are %zu",
-                 reply->from.num_devices, a->node->options->num_devices);
+        snprintf(a->why, sizeof(a->why), "it has %u devices, here are %zu", reply->from.num_devices,
+                 a->node->options->num_devices);
         return false;
     }
     return true;
@@ -208,8 +206,7 @@ greet(struct attempt *a, enum lli_connection_purpose purpose, uint32_t device_in
         return -1;
     lli_writer_init(&w, body, sizeof(body));
     lli_hello_write(&w, &hello);
-    if (!send_message(a, fd, LLI_HELLO, &w) ||
-        !receive_message(a, fd, LLI_HELLO_REPLY, body, &r))
+    if (!send_message(a, fd, LLI_HELLO, &w) || !receive_message(a, fd, LLI_HELLO_REPLY, body, &r))
         goto close_fd;
     if (!lli_hello_reply_read(&r, &reply)) {
         snprintf(a->why, sizeof(a->why), "its answer can't be read");
@@ -298,8 +295,8 @@ static void
 note(struct attempt *a, const char *transport, const char *what)
 {
     size_t length = strlen(a->reason);
-    snprintf(a->reason + length, sizeof(a->reason) - length, "%s%s: %s",
-             length > 0 ? "; " : "", transport, what);
+    snprintf(a->reason + length, sizeof(a->reason) - length, "%s%s: %s", length > 0 ? "; " : "",
+             transport, what);
 }
 
 static bool
@@ -427,8 +424,7 @@ clean_up(struct attempt *a)
 }
 
 llm_status
-lli_link_connect(struct lli_node *node, const struct lli_link_target *target,
-                 uint64_t deadline_ns)
+lli_link_connect(struct lli_node *node, const struct lli_link_target *target, uint64_t deadline_ns)
 {
     uint32_t device_index = 0;
     struct attempt a = {

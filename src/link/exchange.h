@@ -22,8 +22,7 @@ struct lli_exchange_offer {
 };
 
 // Reads an offer from an accepted socket.  False if it is none, or from another user: `why` says so.
-bool lli_exchange_receive(int fd, struct lli_exchange_offer *ret_offer, char *why,
-                          size_t why_size);
+bool lli_exchange_receive(int fd, struct lli_exchange_offer *ret_offer, char *why, size_t why_size);
 void lli_exchange_offer_fini(struct lli_exchange_offer *offer);
 // Answers with our own memory files, or with a refusal.  `text`: why it is refused, or why this side
 // can't read the peer's registered memory; "" if it can.

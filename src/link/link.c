@@ -394,8 +394,7 @@ lli_links_tick(struct lli_node *node)
         if (silent == NULL)
             return;
         char why[LLI_REASON_BYTES];
-        snprintf(why, sizeof(why), "the peer has been silent for %u ms",
-                 silent->liveness_ms);
+        snprintf(why, sizeof(why), "the peer has been silent for %u ms", silent->liveness_ms);
         lli_link_break(silent, LLM_WAIT_PROC_TIMEOUT, why);
         lli_link_put(silent);
     }

@@ -37,10 +37,10 @@ struct lli_link {
 
     // Guarded by node->links_lock.
     bool broken;
-    llm_status broken_status;           // what transfers get from now on
+    llm_status broken_status; // what transfers get from now on
     char broken_reason[LLI_REASON_BYTES];
     bool unlinking;
-    unsigned num_active;                // transfers that this side has begun
+    unsigned num_active; // transfers that this side has begun
     bool unlink_answered;
     llm_status unlink_answer;
 

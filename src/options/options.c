@@ -31,7 +31,7 @@ enum { MAX_DEVICES = 64, MAX_PORT = 65535, SHOWN_ITEM_BYTES = 60 };
     X(LLM_OPTION_SYNC_CACHE_WAIT_TIME, "1000", parse_sync_wait,                                    \
       "1..2147483647: milliseconds for allocate, deallocate, pull, push and set_role")             \
     X(LLM_OPTION_LOCAL_COMM_RES, "", parse_local_comm_res,                                         \
-      "any text: not needed here, but asks for version 2 of the interface")                     \
+      "any text: not needed here, but asks for version 2 of the interface")                        \
     X(LLM_OPTION_TRANSFER_BACKEND, "", parse_transfer_backend,                                     \
       "hixl: asks for version 2 of the interface; needs llm.ListenIpInfo")                         \
     X(LLM_OPTION_GLOBAL_RESOURCE_CONFIG, "", parse_global_resource_config,                         \

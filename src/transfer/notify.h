@@ -18,8 +18,7 @@ bool lli_notifications_add(struct lli_notifications *notifications, uint64_t clu
 bool lli_notifications_have_room(struct lli_notifications *notifications);
 
 // As llm_poll_notification.  [any thread]
-llm_status lli_notifications_take(struct lli_notifications *notifications,
-                                  uint64_t *ret_cluster_id, void *buf, size_t size,
-                                  size_t *ret_bytes);
+llm_status lli_notifications_take(struct lli_notifications *notifications, uint64_t *ret_cluster_id,
+                                  void *buf, size_t size, size_t *ret_bytes);
 
 #endif

@@ -66,8 +66,7 @@ static llm_status
 check_tensors(const struct lli_request *request, const struct lli_geometry *geometry, char *why,
               size_t why_size)
 {
-    if (request->tensors_per_layer > 0 &&
-        geometry->num_tensors % request->tensors_per_layer != 0)
+    if (request->tensors_per_layer > 0 && geometry->num_tensors % request->tensors_per_layer != 0)
         return NO(LLM_PARAM_INVALID,
                   "tensor_num_per_layer is %u, which doesn't divide the remote cache's %u tensors",
                   request->tensors_per_layer, geometry->num_tensors);
@@ -82,8 +81,8 @@ check_tensors(const struct lli_request *request, const struct lli_geometry *geom
 }
 
 llm_status
-lli_request_check(const struct lli_request *request, const struct lli_geometry *geometry,
-                  char *why, size_t why_size)
+lli_request_check(const struct lli_request *request, const struct lli_geometry *geometry, char *why,
+                  size_t why_size)
 {
     llm_status status = request->kind == LLI_REQUEST_SLOT
                             ? check_slot(request, geometry, why, why_size)
@@ -229,6 +228,5 @@ lli_request_plan(const struct lli_request *request, const struct lli_geometry *g
         uint64_t offset = request->slot * geometry->stride;
         return lli_plan_slot(ret_plan, num_tensors, offset, offset, request->bytes);
     }
-    return lli_plan_side(ret_plan, num_tensors, request->runs, request->num_runs,
-                         geometry->stride);
+    return lli_plan_side(ret_plan, num_tensors, request->runs, request->num_runs, geometry->stride);
 }

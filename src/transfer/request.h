@@ -47,8 +47,8 @@ void lli_request_fini(struct lli_request *request);
 
 // Checks a request against the cache that it names, in the order of §8.2 to §8.5.  LLM_SUCCESS, or
 // the status with `why` filled in.
-llm_status lli_request_check(const struct lli_request *request,
-                             const struct lli_geometry *geometry, char *why, size_t why_size);
+llm_status lli_request_check(const struct lli_request *request, const struct lli_geometry *geometry,
+                             char *why, size_t why_size);
 
 // Bytes that the message body takes.
 size_t lli_request_bytes(const struct lli_request *request);
@@ -57,9 +57,8 @@ void lli_request_write(struct lli_writer *w, const struct lli_request *request);
 bool lli_request_read(struct lli_reader *r, bool push, struct lli_request *ret_request);
 
 // The owner's side of the plan.
-llm_status lli_request_plan(const struct lli_request *request,
-                            const struct lli_geometry *geometry, size_t num_devices,
-                            struct lli_plan *ret_plan);
+llm_status lli_request_plan(const struct lli_request *request, const struct lli_geometry *geometry,
+                            size_t num_devices, struct lli_plan *ret_plan);
 
 // The total number of blocks in runs; UINT64_MAX if it overflows.
 uint64_t lli_block_runs_count(const struct lli_block_run *runs, size_t num_runs);

@@ -156,9 +156,8 @@ plan_fetch(struct serve *serve)
         return lli_plan_slot(&serve->plan, num_tensors,
                              request->source_slot * serve->copy.source.remote.geometry.stride,
                              request->slot * geometry->stride, request->bytes);
-    return lli_plan_pairs(&serve->plan, num_tensors, request->source_runs,
-                          request->num_source_runs, request->runs, request->num_runs,
-                          geometry->stride);
+    return lli_plan_pairs(&serve->plan, num_tensors, request->source_runs, request->num_source_runs,
+                          request->runs, request->num_runs, geometry->stride);
 }
 
 static void
@@ -229,8 +228,7 @@ begin(struct serve *serve, char *why, size_t why_size)
         snprintf(why, why_size, "its application doesn't poll its notifications");
         return LLM_LINK_BUSY;
     }
-    llm_status status =
-        lli_request_check(&serve->request, &serve->cache->geometry, why, why_size);
+    llm_status status = lli_request_check(&serve->request, &serve->cache->geometry, why, why_size);
     if (status != LLM_SUCCESS)
         return status;
     status = find_tensors(serve);

@@ -27,7 +27,6 @@ llm_status lli_source_open(struct lli_link *link, const struct lli_request *requ
 llm_status lli_source_enter(struct lli_source_cache *source, char *why, size_t why_size);
 // Ends the announcement.  LLM_SUCCESS if it was the same cache of a living peer all the time, and
 // `error`, the copy's, is 0; otherwise what was copied may be anything, and `why` says why.
-llm_status lli_source_close(struct lli_source_cache *source, int error, char *why,
-                            size_t why_size);
+llm_status lli_source_close(struct lli_source_cache *source, int error, char *why, size_t why_size);
 
 #endif

@@ -58,8 +58,7 @@ find_local_tensors(const struct lli_transfer_args *args, uintptr_t **ret_tensors
         return no_memory();
     for (size_t device = 0; device < cache->num_devices; device++) {
         for (uint32_t i = 0; i < args->num_tensors; i++) {
-            size_t index =
-                device * cache->geometry.num_tensors + args->local_first_tensor + i;
+            size_t index = device * cache->geometry.num_tensors + args->local_first_tensor + i;
             tensors[device * args->num_tensors + i] = cache->addresses[index];
         }
     }
@@ -99,9 +98,8 @@ plan_own_side(const struct lli_transfer_args *args, struct lli_plan *ret_plan)
 static llm_status
 explain(const struct lli_transfer_args *args, llm_status status, const char *why)
 {
-    return lli_fail(status, "transfer", "%s cluster %llu: %s",
-                    args->push ? "push to" : "pull from", (unsigned long long)args->cluster_id,
-                    why);
+    return lli_fail(status, "transfer", "%s cluster %llu: %s", args->push ? "push to" : "pull from",
+                    (unsigned long long)args->cluster_id, why);
 }
 
 // Opens the peer's cache for reading by this process.
@@ -644,8 +642,8 @@ new_transfer(struct lli_link *link, const struct lli_transfer_args *args, bool s
     t->deadline_ns = args->deadline_ns;
     t->start.run = begin;
     // The two ends of a link number their transfers apart.
-    t->id = (atomic_fetch_add(&link->node->next_transfer, 1) + 1) * 2 +
-            (link->connected_by_us ? 1 : 0);
+    t->id =
+        (atomic_fetch_add(&link->node->next_transfer, 1) + 1) * 2 + (link->connected_by_us ? 1 : 0);
     lli_registry_hold_again(link->node->registry, args->cache);
     llm_status status = prepare(t, args);
     if (status != LLM_SUCCESS) {

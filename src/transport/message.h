@@ -81,12 +81,12 @@ struct lli_identity {
 };
 
 struct lli_hello {
-    uint64_t link_token;                 // random, names the link while it is being set up
-    uint64_t expected_cluster_id;        // who the connector believes to talk to
-    uint32_t any_cluster;                // but it takes whoever answers
-    uint32_t purpose;                    // enum lli_connection_purpose
-    uint32_t device_index;               // of this connection
-    uint32_t num_connections;            // of the whole link
+    uint64_t link_token;          // random, names the link while it is being set up
+    uint64_t expected_cluster_id; // who the connector believes to talk to
+    uint32_t any_cluster;         // but it takes whoever answers
+    uint32_t purpose;             // enum lli_connection_purpose
+    uint32_t device_index;        // of this connection
+    uint32_t num_connections;     // of the whole link
     struct lli_identity from;
 };
 

@@ -72,8 +72,7 @@ begin_frame(struct lli_stream_conn *conn)
     struct lli_stream *stream = conn->stream;
     if (lli_list_empty(&stream->sending))
         return false;
-    struct lli_stream_job *job =
-        LLI_LIST_ENTRY(stream->sending.next, struct lli_stream_job, node);
+    struct lli_stream_job *job = LLI_LIST_ENTRY(stream->sending.next, struct lli_stream_job, node);
     uint64_t bytes = lli_min(frame_bytes_max, job->plan->total_bytes - job->position);
     struct lli_message_header header = {
         .type = LLI_DATA,
@@ -121,8 +120,7 @@ send_some(struct lli_stream_conn *conn)
     ssize_t sent = sendmsg(conn->source.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (sent <= 0)
         return sent;
-    uint64_t head_bytes =
-        lli_min((uint64_t)sent, sizeof(conn->out_head) - conn->out_head_sent);
+    uint64_t head_bytes = lli_min((uint64_t)sent, sizeof(conn->out_head) - conn->out_head_sent);
     conn->out_head_sent += head_bytes;
     conn->out_position += (uint64_t)sent - head_bytes;
     conn->out_left -= (uint64_t)sent - head_bytes;

@@ -20,9 +20,9 @@ struct lli_stream_job {
     uint64_t id;
     const struct lli_plan *plan;
     const uintptr_t *tensors; // addresses on this side; plan->num_tensors
-    bool is_source;          // use the plan's src_offset, else dst_offset
-    uint64_t position;       // sending: handed to connections; receiving: bytes arrived
-    unsigned num_frames;     // on the way in some connection
+    bool is_source;           // use the plan's src_offset, else dst_offset
+    uint64_t position;        // sending: handed to connections; receiving: bytes arrived
+    unsigned num_frames;      // on the way in some connection
     bool cancelled;
     // All bytes are sent or have arrived, or, after a cancel, the last frame has left.  Not called
     // when the stream fails.

@@ -154,8 +154,8 @@ lli_view_resolve(const struct lli_view *view, const struct lli_remote_cache *cac
         const struct lli_view_pool *pool = &view->pools[device];
         for (uint32_t i = 0; i < num_tensors; i++) {
             uint64_t index = cache->first_address + device * all_tensors + first_tensor + i;
-            uint64_t offset = atomic_load_explicit(&view->segment->addresses[index],
-                                                   memory_order_relaxed);
+            uint64_t offset =
+                atomic_load_explicit(&view->segment->addresses[index], memory_order_relaxed);
             if ((cache->flags & LLI_ENTRY_REGISTERED) != 0) {
                 ret_tensors[device * num_tensors + i] = offset;
                 continue;
