@@ -19,12 +19,15 @@ struct reader {
     unsigned samples;
 };
 
+// Which block is next, over all readers: none finds what another has just brought into the caches.
+static uint64_t next_block;
+
 static bool
-read_one(const struct reader *reader, uint64_t i)
+read_one(const struct reader *reader)
 {
     struct bench_setup *setup = reader->setup;
     uint32_t p = reader->part;
-    i %= setup->work->parts[p].num_blocks;
+    uint64_t i = next_block++ % setup->work->parts[p].num_blocks;
     uint64_t src = setup->blocks.src[p][i];
     uint64_t dst = setup->blocks.dst[p][i];
     bool local = reader->cluster_id == BENCH_LOCAL_CLUSTER;
@@ -45,11 +48,11 @@ read_one(const struct reader *reader, uint64_t i)
 
 // Microseconds, one for each read; `samples` of them.
 static bool
-sample(const struct reader *reader, unsigned round, double *us)
+sample(const struct reader *reader, double *us)
 {
     for (unsigned i = 0; i < reader->samples; i++) {
         uint64_t begin = bench_now_ns();
-        if (!read_one(reader, (uint64_t)round * reader->samples + i))
+        if (!read_one(reader))
             return false;
         us[i] = (double)(bench_now_ns() - begin) / 1e3;
     }
@@ -62,7 +65,7 @@ run_reader(const struct reader *reader, unsigned round, struct bench_series *p50
            struct bench_series *p99)
 {
     double us[SAMPLES];
-    if (!sample(reader, round, us))
+    if (!sample(reader, us))
         return false;
     if (round > 0) {
         bench_add(p50, bench_quantile(us, reader->samples, 0.5));

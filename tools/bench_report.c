@@ -106,8 +106,9 @@ print_series(FILE *out, const struct bench_table *table, const struct bench_seri
             number(summary.min, min), number(summary.max, max));
     for (size_t i = 0; i < BENCH_YARDSTICKS_MAX; i++) {
         const struct bench_series *with = bench_find(table, series->compared[i]);
+        double ratio = with != NULL ? bench_ratio(series, with) : 0;
         if (with != NULL)
-            fprintf(out, "  %5.2f %s", bench_ratio(series, with), with->name);
+            fprintf(out, ratio < 0.1 ? "  %.4f %s" : "  %5.2f %s", ratio, with->name);
     }
     fputc('\n', out);
 }
