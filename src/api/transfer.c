@@ -459,7 +459,7 @@ select_pushed(const struct layers *layers, const struct pushed *pushed,
     if (!is_given(layers->src_first, layers->src_last)) {
         uint32_t num_tensors = pushed->has_desc ? pushed->num_tensors : geometry->num_tensors;
         src_first = dst_first = 0;
-        src_last = (int64_t)((num_tensors + per_layer - 1) / per_layer) - 1;
+        src_last = (int64_t)(((uint64_t)num_tensors + per_layer - 1) / per_layer) - 1;
     }
     int64_t dst_last = dst_first + (src_last - src_first);
     if (src_last >= local_layers)
