@@ -192,6 +192,8 @@ typedef struct llm_option {
 #define LLM_OPTION_LIVENESS_TIME "llm.LivenessTime"
 /* TCP connections that carry the data of one tcp link, 1..8.  Default 2. */
 #define LLM_OPTION_TCP_CONNECTIONS "llm.TcpConnections"
+/* Threads that copy a large pull on one host, the caller's included, 1..16.  Default 2. */
+#define LLM_OPTION_COPY_THREADS "llm.CopyThreads"
 /* "error", "warn", "info", "debug" or "off"; the environment's LLM_DATADIST_LOG_LEVEL wins.
  * Applies to the whole process.  Default "warn". */
 #define LLM_OPTION_LOG_LEVEL "llm.LogLevel"

@@ -194,6 +194,7 @@ open_node(struct llm_datadist *dd, uint32_t tick_ms)
     node->registry = &dd->registry;
     node->segment = &dd->segment;
     node->pools = dd->pools;
+    node->crew = &dd->crew;
     node->on_message = on_message;
     node->on_broken = on_broken;
     node->transfer_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -205,12 +206,14 @@ open_node(struct llm_datadist *dd, uint32_t tick_ms)
         return lli_fail(LLM_FAILED, "engine", "out of memory or descriptors");
     }
     lli_node_open(node, tick_ms);
+    lli_crew_open(&dd->crew, dd->options.copy_threads);
     return LLM_SUCCESS;
 }
 
 static void
 close_node(struct llm_datadist *dd)
 {
+    lli_crew_close(&dd->crew);
     lli_transfers_release_all(&dd->node);
     lli_node_close(&dd->node);
     lli_notifications_close(dd->node.notifications);

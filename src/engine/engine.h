@@ -12,6 +12,7 @@
 #include "link/accept.h"
 #include "link/link.h"
 #include "options/options.h"
+#include "transport/crew.h"
 
 struct llm_datadist {
     uint64_t cluster_id;
@@ -27,6 +28,7 @@ struct llm_datadist {
     struct lli_registry registry;
     struct lli_loop loop;
     struct lli_node node;
+    struct lli_crew crew;
     struct lli_exchange_listener exchange;
     struct lli_listeners listeners;
 };

@@ -63,6 +63,7 @@ struct lli_node {
     struct lli_registry *registry;
     struct lli_segment *segment;
     const struct lli_pool *pools; // options->num_devices
+    struct lli_crew *crew;        // helps with large copies
     struct lli_identity identity; // role changes with llm_set_role
 
     pthread_mutex_t links_lock;

@@ -46,6 +46,7 @@ struct lli_options {
     size_t num_transports;
     uint32_t liveness_ms;
     uint32_t tcp_connections;
+    uint32_t copy_threads;
 };
 
 // Checks 3, 4, 6, 7 and 8 of §5.3, in that order, then the options of our own.  LLM_PARAM_INVALID

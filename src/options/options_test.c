@@ -946,6 +946,7 @@ the_table_has_every_public_option_with_a_default_that_its_parser_accepts(void **
         LLM_OPTION_DEVICE_TYPE,     LLM_OPTION_TRANSPORTS,      LLM_OPTION_LIVENESS_TIME,
         LLM_OPTION_TCP_CONNECTIONS, LLM_OPTION_LOG_LEVEL,
         LLM_OPTION_TRANSFER_BACKEND, LLM_OPTION_GLOBAL_RESOURCE_CONFIG,
+        LLM_OPTION_COPY_THREADS,
     };
     size_t num_rows;
     const struct lli_option_row *rows = lli_option_table(&num_rows);

@@ -8,6 +8,7 @@
 #include "base/os.h"
 #include "transfer/copies.h"
 #include "transfer/source.h"
+#include "transport/crew.h"
 #include "transport/mapped.h"
 
 // ---- describing a transfer ----
@@ -124,7 +125,7 @@ copy_entered(const struct lli_transfer_args *args, struct lli_source_cache *sour
     struct lli_mapped_copy copy;
     lli_mapped_copy_init(&copy, plan, source->tensors, tensors);
     copy.pid = source->pid;
-    bool in_time = lli_mapped_copy_all(&copy, args->deadline_ns);
+    bool in_time = lli_crew_copy(source->link->node->crew, &copy, args->deadline_ns);
     *ret_error = copy.error;
     if (in_time)
         return LLM_SUCCESS;
