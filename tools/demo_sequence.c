@@ -106,6 +106,13 @@ demo_blocks_for(size_t num_tokens)
     return (num_tokens + TINY_BLOCK_TOKENS - 1) / TINY_BLOCK_TOKENS;
 }
 
+// Where block i of the text lies in a tensor.
+static const uint8_t *
+block_at(const demo_sequence *s, size_t tensor, size_t i)
+{
+    return (const uint8_t *)s->kv.tensors[tensor] + s->kv.blocks[i] * tiny_block_bytes(s->model);
+}
+
 uint8_t *
 demo_gather(const demo_sequence *s, size_t num_tokens, size_t *size)
 {
@@ -116,7 +123,7 @@ demo_gather(const demo_sequence *s, size_t num_tokens, size_t *size)
         return NULL;
     for (size_t t = 0; t < tiny_num_tensors(s->model); t++) {
         for (size_t i = 0; i < num_blocks; i++, at += block)
-            memcpy(at, (const uint8_t *)s->kv.tensors[t] + s->kv.blocks[i] * block, block);
+            memcpy(at, block_at(s, t, i), block);
     }
     return bytes;
 }
@@ -124,11 +131,13 @@ demo_gather(const demo_sequence *s, size_t num_tokens, size_t *size)
 uint64_t
 demo_hash_kv(const demo_sequence *s, size_t num_tokens)
 {
-    size_t size;
-    uint8_t *bytes = demo_gather(s, num_tokens, &size);
     uint64_t hash = 0xCBF29CE484222325u;
-    for (size_t i = 0; bytes != NULL && i < size; i++)
-        hash = (hash ^ bytes[i]) * 0x100000001B3u;
-    free(bytes);
-    return bytes == NULL ? 0 : hash;
+    for (size_t t = 0; t < tiny_num_tensors(s->model); t++) {
+        for (size_t i = 0; i < demo_blocks_for(num_tokens); i++) {
+            const uint8_t *block = block_at(s, t, i);
+            for (size_t j = 0; j < tiny_block_bytes(s->model); j++)
+                hash = (hash ^ block[j]) * 0x100000001B3u;
+        }
+    }
+    return hash;
 }

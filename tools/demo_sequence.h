@@ -56,7 +56,7 @@ size_t demo_blocks_for(size_t num_tokens);
 // the text: what must be the same wherever the blocks lie.  Free the result; NULL without memory.
 uint8_t *demo_gather(const demo_sequence *sequence, size_t num_tokens, size_t *size);
 
-// FNV-1a of demo_gather's bytes; 0 without memory.
+// FNV-1a of the same bytes.
 uint64_t demo_hash_kv(const demo_sequence *sequence, size_t num_tokens);
 
 #endif
