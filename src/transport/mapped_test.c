@@ -1,0 +1,245 @@
+// Copying by a plan, in portions of every size, against copying byte by byte.
+#include "transport/mapped.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+#include "device/copy.h"
+#include "unit/unit.h"
+
+enum { NUM_TENSORS = 3, NUM_BLOCKS = 8, BLOCK_BYTES_MAX = 2048 };
+
+struct memory {
+    uint8_t *bytes;
+    uint64_t tensor_bytes;
+    uintptr_t tensors[NUM_TENSORS];
+};
+
+static struct memory
+new_memory(uint64_t stride, uint64_t seed)
+{
+    struct memory memory = {.tensor_bytes = stride * NUM_BLOCKS};
+    memory.bytes = unit_alloc(memory.tensor_bytes * NUM_TENSORS);
+    unit_fill(memory.bytes, memory.tensor_bytes * NUM_TENSORS, seed);
+    // Not in order, as tensors may lie anywhere.
+    for (size_t i = 0; i < NUM_TENSORS; i++)
+        memory.tensors[i] = (uintptr_t)memory.bytes + (i + 1) % NUM_TENSORS * memory.tensor_bytes;
+    return memory;
+}
+
+static void
+copy_naively(const struct memory *src, const struct memory *dst, const uint64_t *src_blocks,
+             const uint64_t *dst_blocks, size_t count, uint64_t stride)
+{
+    for (size_t t = 0; t < NUM_TENSORS; t++) {
+        for (size_t i = 0; i < count; i++)
+            memcpy((uint8_t *)dst->tensors[t] + dst_blocks[i] * stride,
+                   (const uint8_t *)src->tensors[t] + src_blocks[i] * stride, stride);
+    }
+}
+
+static const uint64_t src_blocks[] = {0, 1, 2, 7, 5, 4, 4, 3};
+static const uint64_t dst_blocks[] = {3, 4, 5, 0, 1, 2, 7, 6};
+
+enum how { CACHED, STREAMING, PROCESS };
+
+static void
+check_portions(uint64_t stride, uint64_t portion, enum how how)
+{
+    struct memory src = new_memory(stride, 1);
+    struct memory dst = new_memory(stride, 2);
+    struct memory expected = new_memory(stride, 2);
+    struct lli_plan plan;
+    struct lli_mapped_copy copy;
+    copy_naively(&src, &expected, src_blocks, dst_blocks, NUM_BLOCKS, stride);
+    assert_true(lli_plan_blocks(&plan, NUM_TENSORS, src_blocks, dst_blocks, NUM_BLOCKS, stride) ==
+                LLM_SUCCESS);
+    lli_mapped_copy_init(&copy, &plan, src.tensors, dst.tensors);
+    assert_false(copy.streaming);
+    copy.streaming = how == STREAMING;
+    copy.pid = how == PROCESS ? getpid() : 0;
+    uint64_t num_portions = 1;
+    while (!lli_mapped_copy_some(&copy, portion)) {
+        assert_true(copy.position <= num_portions * portion);
+        num_portions++;
+    }
+    assert_int_equal(copy.error, 0);
+    assert_int_equal(num_portions, (plan.total_bytes + portion - 1) / portion);
+    assert_int_equal(copy.position, plan.total_bytes);
+    assert_memory_equal(dst.bytes, expected.bytes, dst.tensor_bytes * NUM_TENSORS);
+    // Once more is nothing more.
+    assert_true(lli_mapped_copy_some(&copy, portion));
+    lli_plan_fini(&plan);
+    free(src.bytes);
+    free(dst.bytes);
+    free(expected.bytes);
+}
+
+static void
+test_portions_of_every_size_copy_the_same(void **state)
+{
+    (void)state;
+    for (uint64_t stride = 1; stride <= 17; stride += 4) {
+        for (uint64_t portion = 1; portion <= stride * NUM_BLOCKS * NUM_TENSORS + 1; portion++) {
+            check_portions(stride, portion, CACHED);
+            check_portions(stride, portion, STREAMING);
+        }
+    }
+}
+
+static void
+test_portions_of_large_blocks_copy_the_same(void **state)
+{
+    static const uint64_t portions[] = {1000, 1024, 1500, 4096, 5001, 16384, 100000};
+    (void)state;
+    for (uint64_t stride = 1020; stride <= BLOCK_BYTES_MAX; stride += 257) {
+        for (size_t i = 0; i < LLI_COUNT(portions); i++) {
+            check_portions(stride, portions[i], CACHED);
+            check_portions(stride, portions[i], STREAMING);
+        }
+    }
+}
+
+// ---- another process' memory, or our own by the same way ----
+
+// Says whether the system permits it at all.
+static bool
+can_read_processes(void)
+{
+    uint8_t from = 5;
+    uint8_t to = 0;
+    uintptr_t src = (uintptr_t)&from;
+    uintptr_t dst = (uintptr_t)&to;
+    struct lli_plan plan;
+    struct lli_mapped_copy copy;
+    assert_true(lli_plan_slot(&plan, 1, 0, 0, 1) == LLM_SUCCESS);
+    lli_mapped_copy_init(&copy, &plan, &src, &dst);
+    copy.pid = getpid();
+    assert_true(lli_mapped_copy_some(&copy, 1));
+    lli_plan_fini(&plan);
+    return copy.error == 0;
+}
+
+static void
+test_reading_a_process_copies_the_same(void **state)
+{
+    (void)state;
+    if (!can_read_processes())
+        skip();
+    for (uint64_t stride = 1; stride <= 17; stride += 8) {
+        for (uint64_t portion = 1; portion <= stride * NUM_BLOCKS * NUM_TENSORS + 1; portion += 3)
+            check_portions(stride, portion, PROCESS);
+    }
+    check_portions(BLOCK_BYTES_MAX, 5001, PROCESS);
+}
+
+static void
+test_more_pieces_than_one_read_takes(void **state)
+{
+    enum { COUNT = 3000 };
+    static uint64_t from[COUNT];
+    static uint64_t to[COUNT];
+    struct lli_plan plan;
+    struct lli_mapped_copy copy;
+    (void)state;
+    if (!can_read_processes())
+        skip();
+    uint8_t *src = unit_alloc(COUNT * 8);
+    uint8_t *dst = unit_alloc(COUNT * 8);
+    uintptr_t src_tensor = (uintptr_t)src;
+    uintptr_t dst_tensor = (uintptr_t)dst;
+    unit_fill(src, COUNT * 8, 3);
+    for (uint64_t i = 0; i < COUNT; i++) {
+        from[i] = COUNT - 1 - i;
+        to[i] = i;
+    }
+    assert_true(lli_plan_blocks(&plan, 1, from, to, COUNT, 8) == LLM_SUCCESS);
+    assert_int_equal(plan.num_runs, COUNT);
+    lli_mapped_copy_init(&copy, &plan, &src_tensor, &dst_tensor);
+    copy.pid = getpid();
+    assert_true(lli_mapped_copy_all(&copy, UINT64_MAX));
+    assert_int_equal(copy.error, 0);
+    for (size_t i = 0; i < COUNT; i++)
+        assert_memory_equal(dst + i * 8, src + (COUNT - 1 - i) * 8, 8);
+    lli_plan_fini(&plan);
+    free(src);
+    free(dst);
+}
+
+static void
+test_memory_that_is_not_there_ends_the_copy_with_an_error(void **state)
+{
+    uint8_t to[64] = {0};
+    uintptr_t src = 4096; // nobody maps the first pages
+    uintptr_t dst = (uintptr_t)to;
+    struct lli_plan plan;
+    struct lli_mapped_copy copy;
+    (void)state;
+    assert_true(lli_plan_slot(&plan, 1, 0, 0, sizeof(to)) == LLM_SUCCESS);
+    lli_mapped_copy_init(&copy, &plan, &src, &dst);
+    copy.pid = getpid();
+    assert_true(lli_mapped_copy_all(&copy, UINT64_MAX));
+    assert_int_not_equal(copy.error, 0);
+    assert_true(copy.position < plan.total_bytes);
+    lli_plan_fini(&plan);
+}
+
+// ---- deadlines, sizes ----
+
+static void
+test_large_copies_stream_and_stop_at_the_deadline(void **state)
+{
+    const uint64_t bytes = (uint64_t)9 << 20;
+    uint8_t *src = unit_alloc(bytes);
+    uint8_t *dst = unit_alloc(bytes);
+    uintptr_t src_tensor = (uintptr_t)src;
+    uintptr_t dst_tensor = (uintptr_t)dst;
+    struct lli_plan plan;
+    struct lli_mapped_copy copy;
+    (void)state;
+    unit_fill(src, bytes, 4);
+    assert_true(lli_plan_slot(&plan, 1, 0, 0, bytes) == LLM_SUCCESS);
+    lli_mapped_copy_init(&copy, &plan, &src_tensor, &dst_tensor);
+    assert_true(copy.streaming);
+    // The time is up already: some was copied, the rest isn't touched.
+    assert_false(lli_mapped_copy_all(&copy, 0));
+    assert_true(copy.position > 0 && copy.position < bytes);
+    assert_memory_equal(dst, src, copy.position);
+    for (uint64_t i = copy.position; i < bytes; i++) {
+        if (dst[i] != 0)
+            fail_msg("byte %llu was written after the deadline", (unsigned long long)i);
+    }
+    assert_true(lli_mapped_copy_all(&copy, UINT64_MAX));
+    assert_int_equal(memcmp(dst, src, bytes), 0);
+    lli_plan_fini(&plan);
+    free(src);
+    free(dst);
+}
+
+static void
+test_nothing_is_copied_at_once(void **state)
+{
+    uintptr_t tensor = 0;
+    struct lli_plan plan;
+    struct lli_mapped_copy copy;
+    (void)state;
+    assert_true(lli_plan_slot(&plan, 1, 0, 0, 0) == LLM_SUCCESS);
+    lli_mapped_copy_init(&copy, &plan, &tensor, &tensor);
+    assert_true(lli_mapped_copy_all(&copy, 0));
+    lli_plan_fini(&plan);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_portions_of_every_size_copy_the_same),
+        cmocka_unit_test(test_portions_of_large_blocks_copy_the_same),
+        cmocka_unit_test(test_reading_a_process_copies_the_same),
+        cmocka_unit_test(test_more_pieces_than_one_read_takes),
+        cmocka_unit_test(test_memory_that_is_not_there_ends_the_copy_with_an_error),
+        cmocka_unit_test(test_large_copies_stream_and_stop_at_the_deadline),
+        cmocka_unit_test(test_nothing_is_copied_at_once),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
