@@ -21,7 +21,12 @@
 #include "base/os.h"
 #include "link/exchange.h"
 
-enum { STRANGERS_MAX = 4096, PATIENCE_MS = 10000 };
+enum {
+    STRANGERS_MAX = 4096,
+    PATIENCE_MS = 10000,
+    // Then those who are there already get their turn.
+    ACCEPTS_PER_EVENT = 32,
+};
 
 // A connection that has not said who it is.  Over TCP it has a conn, over the host's socket a source.
 struct stranger {
@@ -181,11 +186,14 @@ pending_message(struct lli_conn *conn, const struct lli_message_header *header,
 
 // ---- strangers ----
 
+static bool drop_oldest_stranger(struct lli_node *node);
+
 static struct stranger *
 new_stranger(struct lli_node *node)
 {
-    struct stranger *stranger =
-        node->num_strangers < STRANGERS_MAX ? lli_calloc(1, sizeof(*stranger)) : NULL;
+    if (node->num_strangers >= STRANGERS_MAX)
+        (void)drop_oldest_stranger(node);
+    struct stranger *stranger = lli_calloc(1, sizeof(*stranger));
     if (stranger == NULL)
         return NULL;
     stranger->node = node;
@@ -215,6 +223,16 @@ drop_stranger(struct stranger *stranger)
         stranger->node->num_strangers--;
         lli_loop_remove(stranger->node->loop, &stranger->source);
     }
+}
+
+// Whoever means it says so at once: the one that has been silent for longest makes room.
+static bool
+drop_oldest_stranger(struct lli_node *node)
+{
+    if (lli_list_empty(&node->strangers))
+        return false;
+    drop_stranger(LLI_LIST_ENTRY(node->strangers.next, struct stranger, node_list));
+    return true;
 }
 
 static void
@@ -368,6 +386,8 @@ static void
 turn_away(struct lli_node *node, int listen_fd)
 {
     if (node->reserve_fd < 0)
+        node->reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    if (node->reserve_fd < 0)
         return;
     close(node->reserve_fd);
     int fd = lli_accept(listen_fd, NULL);
@@ -377,10 +397,11 @@ turn_away(struct lli_node *node, int listen_fd)
     lli_log(LLM_LOG_ERROR, "link", "out of file descriptors: a connection was turned away");
 }
 
+// Out of descriptors: the next attempt, after the others' turn, finds one.
 static void
 accept_failed(struct lli_node *node, int listen_fd)
 {
-    if (errno == EMFILE || errno == ENFILE)
+    if ((errno == EMFILE || errno == ENFILE) && !drop_oldest_stranger(node))
         turn_away(node, listen_fd);
 }
 
@@ -390,7 +411,7 @@ accept_tcp(struct lli_source *source, uint32_t events)
     struct lli_listener *listener = LLI_CONTAINER_OF(source, struct lli_listener, source);
     struct lli_node *node = listener->node;
     (void)events;
-    for (;;) {
+    for (int i = 0; i < ACCEPTS_PER_EVENT; i++) {
         struct sockaddr_in peer = {0};
         int fd = lli_accept(source->fd, &peer);
         if (fd < 0) {
@@ -550,7 +571,7 @@ accept_exchange(struct lli_source *source, uint32_t events)
     struct lli_exchange_listener *listener =
         LLI_CONTAINER_OF(source, struct lli_exchange_listener, source);
     (void)events;
-    for (;;) {
+    for (int i = 0; i < ACCEPTS_PER_EVENT; i++) {
         int fd = lli_accept(source->fd, NULL);
         if (fd < 0) {
             accept_failed(listener->node, source->fd);
