@@ -24,7 +24,7 @@ member_try_open(struct member *member, const struct member_setup *setup)
     char devices[64] = "";
     char sync_ms[16];
     char liveness_ms[16];
-    unsigned liveness = setup->liveness_ms != 0 ? setup->liveness_ms : SCALED(500u, 10000u);
+    unsigned liveness = setup->liveness_ms != 0 ? setup->liveness_ms : SCALED(5000u, 20000u);
     memset(member, 0, sizeof(*member));
     member->cluster_id = setup->cluster_id;
     member->num_devices = setup->num_devices != 0 ? setup->num_devices : 1;

@@ -33,7 +33,7 @@ struct member_setup {
     const char *transports;
     unsigned num_devices; // 0 means 1
     unsigned sync_ms;     // 0 means long
-    unsigned liveness_ms; // 0 means the default, or long under a sanitizer
+    unsigned liveness_ms; // 0 means long: a busy machine is slow, not dead
     uint16_t port;        // of the first device
 };
 
