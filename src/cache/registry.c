@@ -159,13 +159,23 @@ free_locked(struct lli_registry *registry, struct lli_cache *cache)
     free_struct(cache);
 }
 
+// Does a thread of this process read it where the user has put it?  That thread ends by itself, and
+// would crash if the memory went away.
+static bool
+is_read_here(const struct lli_registry *registry, const struct lli_cache *cache)
+{
+    return cache->registered &&
+           lli_segment_is_read_here(registry->segment->layout->header.incarnation,
+                                    cache->generation);
+}
+
 static void
 collect_locked(struct lli_registry *registry)
 {
     uint64_t now = lli_now_ns();
     LLI_LIST_FOR(node, &registry->retired) {
         struct lli_cache *cache = LLI_LIST_ENTRY(node, struct lli_cache, node);
-        if (cache->references > 0)
+        if (cache->references > 0 || is_read_here(registry, cache))
             continue;
         bool is_read = registry->is_read(registry->is_read_arg, cache->generation);
         if (is_read && now - cache->retired_ns < registry->patience_ns)
@@ -241,11 +251,20 @@ lli_registry_register(struct lli_registry *registry, const struct lli_geometry *
     return LLM_SUCCESS;
 }
 
+// Whoever reads doesn't tell when it has finished: look again about every millisecond.
+static void
+look_again_later_locked(struct lli_registry *registry)
+{
+    (void)lli_cond_wait_until(&registry->changed, &registry->lock,
+                              lli_now_ns() + LLI_MS_TO_NS(1));
+}
+
 static bool
 is_retired_locked(struct lli_registry *registry, int64_t id)
 {
     LLI_LIST_FOR(node, &registry->retired) {
-        if (LLI_LIST_ENTRY(node, struct lli_cache, node)->id == id)
+        const struct lli_cache *cache = LLI_LIST_ENTRY(node, struct lli_cache, node);
+        if (cache->registered && cache->id == id)
             return true;
     }
     return false;
@@ -254,18 +273,16 @@ is_retired_locked(struct lli_registry *registry, int64_t id)
 void
 lli_registry_unregister(struct lli_registry *registry, int64_t id)
 {
-    // Peers don't tell when they have finished reading: look again about every millisecond.
-    const uint64_t look_again_ns = LLI_MS_TO_NS(1);
     pthread_mutex_lock(&registry->lock);
     struct lli_cache *cache = find_locked(registry, id);
     if (cache != NULL && cache->registered) {
         retire_locked(registry, cache);
         collect_locked(registry);
-        while (is_retired_locked(registry, id)) {
-            (void)lli_cond_wait_until(&registry->changed, &registry->lock,
-                                      lli_now_ns() + look_again_ns);
-            collect_locked(registry);
-        }
+    }
+    // Also when another thread has begun to unregister it.
+    while (is_retired_locked(registry, id)) {
+        look_again_later_locked(registry);
+        collect_locked(registry);
     }
     pthread_mutex_unlock(&registry->lock);
 }
@@ -313,10 +330,14 @@ lli_registry_close(struct lli_registry *registry)
     pthread_mutex_lock(&registry->lock);
     for (size_t i = 0; i < LLI_NUM_CACHE_BUCKETS; i++) {
         LLI_LIST_FOR(node, &registry->buckets[i])
-            free_locked(registry, LLI_LIST_ENTRY(node, struct lli_cache, node));
+            retire_locked(registry, LLI_LIST_ENTRY(node, struct lli_cache, node));
     }
-    LLI_LIST_FOR(node, &registry->retired)
-        free_locked(registry, LLI_LIST_ENTRY(node, struct lli_cache, node));
+    LLI_LIST_FOR(node, &registry->retired) {
+        struct lli_cache *cache = LLI_LIST_ENTRY(node, struct lli_cache, node);
+        while (is_read_here(registry, cache))
+            look_again_later_locked(registry);
+        free_locked(registry, cache);
+    }
     pthread_mutex_unlock(&registry->lock);
     pthread_cond_destroy(&registry->changed);
     pthread_mutex_destroy(&registry->lock);

@@ -49,7 +49,8 @@ struct lli_registry {
 void lli_registry_open(struct lli_registry *registry, struct lli_segment *segment,
                        struct lli_pool *pools, size_t num_devices, uint64_t patience_ns,
                        bool (*is_read)(void *arg, uint64_t generation), void *arg);
-// Frees every cache, whoever reads it: readers find out.
+// Frees every cache, whoever reads it: readers find out.  Waits only for those of this process that
+// read registered memory.
 void lli_registry_close(struct lli_registry *registry);
 
 // Allocates from every pool and publishes.  The id counts up even when this fails (§7.1).

@@ -1,11 +1,50 @@
 #include "cache/segment.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "base/log.h"
 #include "base/os.h"
+
+// The segments of all instances of this process.
+static pthread_mutex_t open_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct lli_segment *open_segments; // guarded by open_lock
+
+static void
+enter_list(struct lli_segment *segment)
+{
+    pthread_mutex_lock(&open_lock);
+    segment->next_open = open_segments;
+    open_segments = segment;
+    pthread_mutex_unlock(&open_lock);
+}
+
+// Harmless if it isn't in there.
+static void
+leave_list(struct lli_segment *segment)
+{
+    pthread_mutex_lock(&open_lock);
+    struct lli_segment **place = &open_segments;
+    while (*place != NULL && *place != segment)
+        place = &(*place)->next_open;
+    if (*place != NULL)
+        *place = segment->next_open;
+    pthread_mutex_unlock(&open_lock);
+}
+
+bool
+lli_segment_is_read_here(uint64_t owner, uint64_t generation)
+{
+    bool is_read = false;
+    pthread_mutex_lock(&open_lock);
+    for (const struct lli_segment *segment = open_segments; segment != NULL && !is_read;
+         segment = segment->next_open)
+        is_read = lli_segment_is_read(segment->layout, owner, generation);
+    pthread_mutex_unlock(&open_lock);
+    return is_read;
+}
 
 llm_status
 lli_segment_open(struct lli_segment *segment, uint64_t cluster_id, uint64_t incarnation,
@@ -33,6 +72,7 @@ lli_segment_open(struct lli_segment *segment, uint64_t cluster_id, uint64_t inca
     header->cluster_id = cluster_id;
     header->bytes = sizeof(struct lli_segment_layout);
     header->own_address = (uintptr_t)header;
+    enter_list(segment);
     return LLM_SUCCESS;
 }
 
@@ -41,6 +81,7 @@ lli_segment_close(struct lli_segment *segment)
 {
     if (segment->layout == NULL)
         return;
+    leave_list(segment);
     lli_extents_fini(&segment->addresses);
     munmap(segment->layout, sizeof(*segment->layout));
     close(segment->fd);

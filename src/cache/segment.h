@@ -89,6 +89,7 @@ struct lli_segment {
     uint64_t next_generation;            // guarded by the registry's lock
     struct lli_extents addresses;        // likewise
     _Atomic uint64_t reader_slots_taken; // a bit per slot
+    struct lli_segment *next_open;       // in the list of this process
 };
 
 llm_status lli_segment_open(struct lli_segment *segment, uint64_t cluster_id, uint64_t incarnation,
@@ -115,6 +116,10 @@ void lli_segment_reader_leave(struct lli_segment *segment, int slot);
 // generation 0: anything of ours.
 bool lli_segment_is_read(const struct lli_segment_layout *peer, uint64_t owner,
                          uint64_t generation);
+
+// Does any instance of this process announce it?  Linked or not: memory that the user registered is
+// read directly there, so that whoever reads must be waited for.
+bool lli_segment_is_read_here(uint64_t owner, uint64_t generation);
 
 // A peer's cache, copied out of its directory and not yet checked against anything.
 struct lli_remote_cache {
