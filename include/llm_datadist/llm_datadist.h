@@ -91,16 +91,12 @@ constexpr Status LLM_TIMEOUT = 0x5010B01AU;
 constexpr Status LLM_LINK_BUSY = 0x5010B01BU;
 /* The host is out of memory; nothing was done. */
 constexpr Status LLM_OUT_OF_MEMORY = 0x5010B01CU;
-/* Of the C API's started transfers and notifications; no method here returns them. */
-constexpr Status LLM_TRANSFER_PENDING = 0x5010B801U;
-constexpr Status LLM_TRANSFER_CANCELLED = 0x5010B802U;
-constexpr Status LLM_NO_NOTIFICATION = 0x5010B803U;
 
 /* ============================================================================================
  * 2. Options (§4): keys of the maps that Initialize and SetRole take.  Unknown keys are ignored.
  * ============================================================================================ */
 
-/* "ipv4:port" per device, separated by ';'.  Required for a Prompt. */
+/* "ipv4:port" per device, separated by ';'.  Required for a Prompt of version 1. */
 constexpr char OPTION_LISTEN_IP_INFO[] = "llm.ListenIpInfo";
 /* Device ids, separated by ';'.  Required. */
 constexpr char OPTION_DEVICE_ID[] = "llm.DeviceId";
@@ -110,11 +106,11 @@ constexpr char OPTION_SYNC_CACHE_WAIT_TIME[] = "llm.SyncKvCacheWaitTime";
 constexpr char OPTION_BUF_POOL_CFG[] = "llm.BufPoolCfg";
 /* "1" allows SetRole; "0". */
 constexpr char OPTION_ENABLE_SET_ROLE[] = "llm.EnableSwitchRole";
-/* Communication resources of Ascend hardware: accepted, not needed. */
+/* Communication resources of Ascend hardware: not needed.  Given, it asks for version 2. */
 constexpr char OPTION_LOCAL_COMM_RES[] = "llm.LocalCommRes";
-/* Second generation (§13.3): "hixl" is the only value; needs OPTION_LISTEN_IP_INFO. */
+/* "hixl": asks for version 2; needs OPTION_LISTEN_IP_INFO (§13.3). */
 constexpr char OPTION_TRANSFER_BACKEND[] = "llm.TransferBackend";
-/* Second generation (§13.3): JSON, only with OPTION_TRANSFER_BACKEND. */
+/* JSON, only with OPTION_TRANSFER_BACKEND (§13.3). */
 constexpr char OPTION_GLOBAL_RESOURCE_CONFIG[] = "llm.GlobalResourceConfig";
 
 /* Options of this library alone; llm_datadist_c.h lists their values. */
@@ -250,7 +246,11 @@ struct RegisterCfg {
  * while the object is not initialized.  No method throws; LLM_OUT_OF_MEMORY says that an argument
  * could not be converted for want of memory, and then nothing was done.  Methods may be called from
  * any thread at any time, except that Finalize, SetRole and the destructor must not run beside
- * other calls on the object. */
+ * other calls on the object.
+ *
+ * Version 2 of the interface (§13) holds if OPTION_LOCAL_COMM_RES or OPTION_TRANSFER_BACKEND was
+ * given to Initialize, or else from the first successful RegisterKvCache on: then the role is a
+ * label, and any side links, pulls and pushes. */
 class LLM_DATADIST_EXPORT_ LlmDataDist {
 public:
     /* Opens nothing and checks nothing (§5.1).
@@ -366,15 +366,19 @@ public:
                         const std::vector<uint64_t> &dst_blocks,
                         const KvCacheExtParam &ext_param = {});
 
-    /* Makes a cache of memory that the caller owns and keeps until UnregisterKvCache (§13.2).
+    /* Makes memory of the caller's a cache (§13.2), for one device.  Peers see it at once, over links
+     * that stand as well.  Later calls need no more of its Cache than cache_id.
      *
-     * addrs: one address per tensor.  cfg: reserved.  cache_id: written on success.
-     * Returns LLM_SUCCESS; LLM_PARAM_INVALID; LLM_FEATURE_NOT_ENABLED. */
+     * cache_desc: either placement.  addrs: one address per tensor, of any alignment; the memory must
+     * stay valid until UnregisterKvCache returns.  cfg: reserved.  cache_id: written on success.
+     * Returns LLM_SUCCESS; LLM_PARAM_INVALID; LLM_FEATURE_NOT_ENABLED (several devices);
+     * LLM_OUT_OF_MEMORY. */
     Status RegisterKvCache(const CacheDesc &cache_desc, const std::vector<uint64_t> &addrs,
                            const RegisterCfg &cfg, int64_t &cache_id);
 
-    /* Ends a registration; returns when no transfer touches the memory any more.
-     * Returns LLM_SUCCESS (an unknown id too); LLM_FEATURE_NOT_ENABLED. */
+    /* Ends a registration.  Waits for the transfers that touch the cache and for nothing else; then
+     * the memory is the caller's alone.
+     * Returns LLM_SUCCESS, for an unknown id too. */
     Status UnregisterKvCache(int64_t cache_id);
 
 private:

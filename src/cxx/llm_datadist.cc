@@ -446,18 +446,22 @@ LlmDataDist::PushKvBlocks(const Cache &src_cache, const CacheIndex &dst_cache_in
                               dst_blocks.data(), dst_blocks.size(), &param);
 }
 
-/* The core doesn't register memory yet; this is what the first generation always answers (§7.3). */
+/* RegisterCfg has nothing but reserved bytes. */
 Status
-LlmDataDist::RegisterKvCache(const CacheDesc &, const std::vector<uint64_t> &, const RegisterCfg &,
-                             int64_t &)
+LlmDataDist::RegisterKvCache(const CacheDesc &cache_desc, const std::vector<uint64_t> &addrs,
+                             const RegisterCfg &, int64_t &cache_id)
 {
-    return LLM_FEATURE_NOT_ENABLED;
+    if (impl_ == nullptr) {
+        return LLM_FAILED;
+    }
+    const ::llm_cache_desc c_desc = ToC(cache_desc);
+    return llm_register_kv_cache(impl_->dd, &c_desc, addrs.data(), addrs.size(), &cache_id);
 }
 
 Status
-LlmDataDist::UnregisterKvCache(int64_t)
+LlmDataDist::UnregisterKvCache(int64_t cache_id)
 {
-    return LLM_FEATURE_NOT_ENABLED;
+    return impl_ == nullptr ? LLM_FAILED : llm_unregister_kv_cache(impl_->dd, cache_id);
 }
 
 } // namespace llm_datadist

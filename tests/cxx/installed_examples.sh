@@ -29,3 +29,4 @@ address2='127.0.0.1:{port2}'
 $pair ./pull_prompt "$address1" -- ./pull_decoder "$address1" 127.0.0.1
 $pair ./push_prompt "$address1" -- ./push_decoder "$address1" 127.0.0.1
 $pair ./role_switch first "$address1" "$address2" -- ./role_switch second "$address2" "$address1"
+$pair ./registered prompt "$address1" -- ./registered decoder "$address1" 127.0.0.1
