@@ -213,7 +213,9 @@ lli_links_insert(struct lli_link *link)
     lli_link_hold(link);
     link->heard_tick = link->sent_tick = node->tick;
     // Both ends beat as often as the more patient one needs it.  One more: the first may come at once.
-    link->liveness_ms = (uint32_t)lli_max(node->options->liveness_ms, link->peer.liveness_ms);
+    // No peer can ask for more patience than an option can.
+    link->liveness_ms = (uint32_t)lli_max(node->options->liveness_ms,
+                                          lli_min(link->peer.liveness_ms, LLI_LIVENESS_MS_MAX));
     link->liveness_ticks = link->liveness_ms / node->tick_ms + 1;
     pthread_mutex_lock(&node->links_lock);
     lli_list_append(&node->links, &link->in_table);

@@ -382,7 +382,8 @@ parse_transports(struct reading *reading, const char *value)
 static llm_status
 parse_liveness(struct reading *reading, const char *value)
 {
-    if (parse_whole_number(value, 50, 600000, &reading->out->liveness_ms))
+    if (parse_whole_number(value, LLI_LIVENESS_MS_MIN, LLI_LIVENESS_MS_MAX,
+                           &reading->out->liveness_ms))
         return LLM_SUCCESS;
     return lli_reject_option(LLM_OPTION_LIVENESS_TIME, value, "expected milliseconds, 50..600000");
 }

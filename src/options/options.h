@@ -13,6 +13,8 @@ enum lli_transport_kind {
     LLI_NUM_TRANSPORTS = 3
 };
 
+enum { LLI_LIVENESS_MS_MIN = 50, LLI_LIVENESS_MS_MAX = 600000 };
+
 // "local", "shm", "tcp".
 const char *lli_transport_name(enum lli_transport_kind kind);
 

@@ -265,7 +265,9 @@ take_request(struct lli_link *link, const struct lli_message_header *header,
     lli_list_init(&serve->node);
     serve->link = link;
     serve->id = header->transfer_id;
-    if (!lli_request_read(body, header->type == LLI_PUSH, &serve->request)) {
+    // Only what is pushed is fetched: a pull must not write here.
+    if (!lli_request_read(body, header->type == LLI_PUSH, &serve->request) ||
+        (serve->request.fetch && !serve->request.push)) {
         free_serve(serve);
         return false;
     }
