@@ -401,6 +401,14 @@ test_refused_pulls(void **state)
 {
     (void)state;
     refused_requests(false);
+    // A pull that would write here.
+    struct lli_block_run runs[] = {{0, SLOTS}};
+    struct lli_request request = good_request(false, runs, 1);
+    request.fetch = true;
+    request.source_cache_id = 1;
+    request.source_runs = runs;
+    request.num_source_runs = 1;
+    expect_request_refused(&request);
 }
 
 static void
