@@ -13,11 +13,11 @@
 
 // ---- describing a transfer ----
 
-// Fills the peer's side of the request; the runs are the request's to free.
-static llm_status
-make_request(const struct lli_transfer_args *args, struct lli_request *ret_request)
+// The peer's side, but for its blocks.
+static struct lli_request
+request_without_blocks(const struct lli_transfer_args *args)
 {
-    struct lli_request request = {
+    return (struct lli_request){
         .push = args->push,
         .version_2 = args->version_2,
         .kind = args->kind,
@@ -30,11 +30,27 @@ make_request(const struct lli_transfer_args *args, struct lli_request *ret_reque
         .slot = args->remote_slot,
         .bytes = args->bytes,
     };
+}
+
+// The peer's side; the runs are the request's to free.
+static llm_status
+make_request(const struct lli_transfer_args *args, struct lli_request *ret_request)
+{
+    struct lli_request request = request_without_blocks(args);
     if (args->kind == LLI_REQUEST_BLOCKS)
         LLI_TRY(lli_block_runs_merge(args->remote_blocks, args->num_blocks, &request.runs,
                                      &request.num_runs));
     *ret_request = request;
     return LLM_SUCCESS;
+}
+
+static uint64_t
+find_last_block(const uint64_t *blocks, size_t num_blocks)
+{
+    uint64_t last = 0;
+    for (size_t i = 0; i < num_blocks; i++)
+        last = lli_max(last, blocks[i]);
+    return last;
 }
 
 static size_t
@@ -88,12 +104,8 @@ plan_own_side(const struct lli_transfer_args *args, struct lli_plan *ret_plan)
     if (args->kind == LLI_REQUEST_SLOT)
         return lli_plan_slot(ret_plan, num_local_tensors(args), args->local_slot * stride,
                              args->local_slot * stride, args->bytes);
-    struct lli_block_run *runs;
-    size_t num_runs;
-    LLI_TRY(lli_block_runs_merge(args->local_blocks, args->num_blocks, &runs, &num_runs));
-    llm_status status = lli_plan_side(ret_plan, num_local_tensors(args), runs, num_runs, stride);
-    lli_free(runs);
-    return status;
+    return lli_plan_blocks(ret_plan, num_local_tensors(args), args->local_blocks,
+                           args->local_blocks, args->num_blocks, stride);
 }
 
 static llm_status
@@ -108,11 +120,16 @@ static llm_status
 open_source(struct lli_link *link, const struct lli_transfer_args *args,
             struct lli_source_cache *ret_source)
 {
-    struct lli_request request;
+    // All that must be known of the blocks here is whether they exist.
+    struct lli_block_run extent = {.count = 1};
+    struct lli_request request = request_without_blocks(args);
     char why[LLI_REASON_BYTES];
-    LLI_TRY(make_request(args, &request));
+    if (args->kind == LLI_REQUEST_BLOCKS) {
+        extent.first = find_last_block(args->remote_blocks, args->num_blocks);
+        request.runs = &extent;
+        request.num_runs = 1;
+    }
     llm_status status = lli_source_open(link, &request, ret_source, why, sizeof(why));
-    lli_request_fini(&request);
     return status == LLM_SUCCESS ? status : explain(args, status, why);
 }
 
