@@ -118,6 +118,8 @@ open_party_with(struct party *party, uint64_t id, llm_role role,
     const char *sync_ms = options->sync_ms != NULL ? options->sync_ms : "20000";
     join_items(ids, sizeof(ids), "0", num_devices);
     join_items(addresses, sizeof(addresses), "127.0.0.1:0", num_devices);
+    // A machine that is busy with other tests falls silent.
+    const char *liveness_ms = options->liveness_ms != NULL ? options->liveness_ms : "20000";
     llm_option list[] = {
         {LLM_OPTION_DEVICE_ID, ids},
         {LLM_OPTION_LISTEN_IP_INFO, options->listen != NULL ? options->listen : addresses},
@@ -125,8 +127,7 @@ open_party_with(struct party *party, uint64_t id, llm_role role,
         {LLM_OPTION_SYNC_CACHE_WAIT_TIME, sync_ms},
         {LLM_OPTION_ENABLE_SET_ROLE, options->set_role ? "1" : "0"},
         {LLM_OPTION_BUF_POOL_CFG, "{\"buf_pool_size\":67108864}"},
-        // A machine that is busy with other tests falls silent.
-        {LLM_OPTION_LIVENESS_TIME, "20000"},
+        {LLM_OPTION_LIVENESS_TIME, liveness_ms},
     };
     *party = (struct party){.id = id, .num_devices = num_devices};
     assert_ok(llm_create(id, role, &party->dd));

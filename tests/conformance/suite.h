@@ -66,6 +66,7 @@ struct party_options {
     const char *transports; // NULL: the suite's
     const char *sync_ms;    // NULL: enough for a slow machine
     const char *listen;     // NULL: any port on the loopback, for every device
+    const char *liveness_ms; // NULL: enough for a slow machine
     bool set_role;
 };
 
