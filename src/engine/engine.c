@@ -12,8 +12,9 @@
 #include "transfer/serve.h"
 #include "transfer/transfer.h"
 
-// Beats per liveness time.
-enum { TICKS_PER_LIVENESS = 5, TICK_MS_MIN = 10 };
+// Beats per liveness time.  However long that is, the time limits of started transfers and of
+// strangers are looked at as often as the default.
+enum { TICKS_PER_LIVENESS = 5, TICK_MS_MIN = 10, TICK_MS_MAX = 100 };
 
 // ---- what the rooms tell each other ----
 
@@ -247,7 +248,8 @@ close_exchange:
 static llm_status
 open_rooms(struct llm_datadist *dd)
 {
-    uint32_t tick_ms = (uint32_t)lli_max(dd->options.liveness_ms / TICKS_PER_LIVENESS, TICK_MS_MIN);
+    uint32_t tick_ms = (uint32_t)lli_min(
+        lli_max(dd->options.liveness_ms / TICKS_PER_LIVENESS, TICK_MS_MIN), TICK_MS_MAX);
     uint64_t patience_ns =
         LLI_MS_TO_NS((uint64_t)dd->options.sync_wait_ms + dd->options.liveness_ms);
     llm_status status = open_pools(dd);
