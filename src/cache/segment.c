@@ -216,6 +216,9 @@ lli_segment_find(const struct lli_segment_layout *peer, int64_t cache_id,
                     .tensor_bytes = LOAD(entry->tensor_bytes),
                 },
         };
+        // What was read belongs together only if the entry is still the same.
+        if (!lli_segment_still_live(peer, ret_cache))
+            continue;
         return true;
     }
     return false;
@@ -224,6 +227,8 @@ lli_segment_find(const struct lli_segment_layout *peer, int64_t cache_id,
 bool
 lli_segment_still_live(const struct lli_segment_layout *peer, const struct lli_remote_cache *cache)
 {
+    // What has been read comes before this load.
+    atomic_thread_fence(memory_order_acquire);
     return atomic_load(&peer->entries[cache->entry].generation) == cache->generation;
 }
 
