@@ -92,8 +92,8 @@ ById(int64_t cache_id)
 /* Two clusters with four registered tensors each, linked. */
 struct Pair {
     explicit Pair(const char *log_level = "warn")
-        : server(kServerId, LlmRole::kPrompt), client(kClientId, LlmRole::kDecoder),
-          server_tensors(4), client_tensors(4)
+        : server_tensors(4), client_tensors(4), server(kServerId, LlmRole::kPrompt),
+          client(kClientId, LlmRole::kDecoder)
     {
         check::Options options = {{OPTION_DEVICE_ID, "0"},
                                   {OPTION_LOG_LEVEL, log_level},
@@ -119,10 +119,10 @@ struct Pair {
                    LLM_SUCCESS);
     }
 
+    std::vector<Tensor> server_tensors; /* outlive the clusters that they are registered with */
+    std::vector<Tensor> client_tensors;
     LlmDataDist server;
     LlmDataDist client;
-    std::vector<Tensor> server_tensors;
-    std::vector<Tensor> client_tensors;
     int64_t server_cache = 0;
     int64_t client_cache = 0;
     uint16_t port = 0;
