@@ -8,7 +8,8 @@
 #include "transfer/notify.h"
 #include "transfer/request.h"
 
-enum { SERVES_PER_LINK_MAX = 1024 };
+// What a peer may have asked for at a time; a request of runs alone may take 64 MiB.
+enum { SERVES_PER_LINK_MAX = 1024, RUNS_PER_LINK_MAX = 4 << 20 };
 
 struct serve {
     struct lli_list node; // in link->serves
@@ -244,9 +245,13 @@ static bool
 is_crowded(const struct lli_link *link)
 {
     size_t count = 0;
-    LLI_LIST_FOR(node, &link->serves)
+    size_t num_runs = 0;
+    LLI_LIST_FOR(node, &link->serves) {
+        const struct serve *serve = LLI_LIST_ENTRY(node, struct serve, node);
         count++;
-    return count >= SERVES_PER_LINK_MAX;
+        num_runs += serve->request.num_runs + serve->request.num_source_runs;
+    }
+    return count >= SERVES_PER_LINK_MAX || num_runs >= RUNS_PER_LINK_MAX;
 }
 
 static bool
