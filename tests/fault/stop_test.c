@@ -14,7 +14,7 @@ enum { SOURCE = 0, TARGET = 1, SMALL = 2 };
 enum { TENSORS = 4, SLOTS = 64, STRIDE = SCALED(256 << 10, 64 << 10), LONG = 256 };
 // A short time that is up, and a long one that isn't.  Sanitized processes are slow, not dead.
 enum {
-    SHORT_MS = SCALED(700, 3000),
+    SHORT_MS = SCALED(700, 2000),
     LONG_MS = SCALED(8000, 60000),
     SLACK_MS = SCALED(2500, 20000)
 };

@@ -65,7 +65,10 @@ check_options(const struct lli_options *o, llm_role role)
     MUST(o->num_devices >= 1 && o->num_devices <= 64);
     for (size_t i = 0; i < o->num_devices; i++)
         MUST(o->device_ids[i] >= 0);
-    MUST(o->num_listen == (role == LLM_ROLE_PROMPT ? o->num_devices : 0));
+    if (o->version_2)
+        MUST(o->num_devices == 1 && o->num_listen <= 1);
+    else
+        MUST(o->num_listen == (role == LLM_ROLE_PROMPT ? o->num_devices : 0));
     for (size_t i = 0; i < o->num_listen; i++) {
         struct in_addr ip;
         MUST(lli_parse_ipv4(o->listen[i].ip_text, &ip) && ip.s_addr == o->listen[i].ip.s_addr);
