@@ -232,22 +232,35 @@ first_word(uint64_t seed, uint32_t tensor)
     return word ^ word >> 31;
 }
 
-// The byte of a tensor that is `offset` bytes from its start.
-static inline uint8_t
-byte_at(uint64_t first, uint64_t seed, uint64_t offset)
+// Words at any address.
+struct __attribute__((packed)) word {
+    uint64_t value;
+};
+
+// The eight bytes of a tensor from `offset` on, little-endian.
+static inline uint64_t
+word_at(uint64_t first, uint64_t seed, uint64_t offset)
 {
-    uint64_t word = first + (offset >> 3) * UINT64_C(0xd1342543de82ef95);
-    return seed == 0 ? 0 : (uint8_t)(word >> 8 * (offset & 7));
+    const uint64_t step = UINT64_C(0xd1342543de82ef95);
+    uint64_t word = first + (offset >> 3) * step;
+    unsigned shift = 8 * (offset & 7);
+    if (seed == 0)
+        return 0;
+    return shift == 0 ? word : word >> shift | (word + step) << (64 - shift);
 }
 
 QUIET void
 kv_fill(struct kv *kv, uint64_t seed)
 {
+    uint64_t num_bytes = kv->num_slots * kv->stride;
     for (uint32_t t = 0; t < kv->num_tensors; t++) {
         volatile uint8_t *bytes = (volatile uint8_t *)(uintptr_t)kv->addresses[t];
         uint64_t first = first_word(seed, t);
-        for (uint64_t i = 0; i < kv->num_slots * kv->stride; i++)
-            bytes[i] = byte_at(first, seed, i);
+        uint64_t i = 0;
+        for (; i + 8 <= num_bytes; i += 8)
+            ((volatile struct word *)(bytes + i))->value = word_at(first, seed, i);
+        for (; i < num_bytes; i++)
+            bytes[i] = (uint8_t)word_at(first, seed, i);
     }
 }
 
@@ -258,8 +271,14 @@ kv_slot_holds(const struct kv *kv, uint32_t tensor, uint64_t slot, uint64_t seed
     const volatile uint8_t *bytes =
         (const volatile uint8_t *)(uintptr_t)kv->addresses[tensor] + slot * kv->stride;
     uint64_t first = first_word(seed, seed_tensor);
-    for (uint64_t i = 0; i < kv->stride; i++) {
-        if (bytes[i] != byte_at(first, seed, seed_slot * kv->stride + i))
+    uint64_t from = seed_slot * kv->stride;
+    uint64_t i = 0;
+    for (; i + 8 <= kv->stride; i += 8) {
+        if (((const volatile struct word *)(bytes + i))->value != word_at(first, seed, from + i))
+            return false;
+    }
+    for (; i < kv->stride; i++) {
+        if (bytes[i] != (uint8_t)word_at(first, seed, from + i))
             return false;
     }
     return true;
@@ -296,10 +315,14 @@ kv_holds(const struct kv *kv, uint64_t seed, uint64_t count, uint64_t shift)
 QUIET uint64_t
 kv_checksum(const struct kv *kv)
 {
+    uint64_t num_bytes = kv->num_slots * kv->stride;
     uint64_t sum = 14695981039346656037u;
     for (uint32_t t = 0; t < kv->num_tensors; t++) {
         const volatile uint8_t *bytes = (const volatile uint8_t *)(uintptr_t)kv->addresses[t];
-        for (uint64_t i = 0; i < kv->num_slots * kv->stride; i++)
+        uint64_t i = 0;
+        for (; i + 8 <= num_bytes; i += 8)
+            sum = (sum ^ ((const volatile struct word *)(bytes + i))->value) * 1099511628211u;
+        for (; i < num_bytes; i++)
             sum = (sum ^ bytes[i]) * 1099511628211u;
     }
     return sum;
