@@ -426,6 +426,7 @@ struct begin_unlink {
     struct lli_link *link;
     bool tell_peer;
     bool busy;
+    bool unsent; // there was no memory, or the connection had just failed
 };
 
 // On the loop's thread: nothing of the peer's may be under way, then the peer is told.
@@ -437,6 +438,7 @@ begin_unlink(void *arg)
     begin->busy = lli_engine_link_has_work(link);
     if (!begin->busy && begin->tell_peer)
         lli_link_send(link, LLI_UNLINK, 0, NULL, 0);
+    begin->unsent = begin->tell_peer && link->control != NULL && link->control->why != NULL;
 }
 
 static void
@@ -481,7 +483,7 @@ unlink_one(struct call *call, struct lli_link *link)
     llm_status status = LLM_SUCCESS;
     set_unlinking(link, true);
     lli_loop_call(call->dd->node.loop, begin_unlink, &begin);
-    if (!begin.busy && tell_peer)
+    if (!begin.busy && tell_peer && !begin.unsent)
         status = await_answer(link, call->deadline_ns);
     if (begin.busy || status == LLM_LINK_BUSY) {
         set_unlinking(link, false);
@@ -493,11 +495,12 @@ unlink_one(struct call *call, struct lli_link *link)
         return lli_fail(status, "link",
                         "cluster %llu didn't answer to the unlink; the link is gone here",
                         (unsigned long long)link->peer.cluster_id);
-    if (should_tell && was_broken)
+    if (should_tell && (was_broken || begin.unsent))
         return lli_fail(LLM_NOTIFY_PROMPT_UNLINK_FAILED, "link",
                         "cluster %llu could not be told about the unlink: %s; the link is gone "
                         "here",
-                        (unsigned long long)link->peer.cluster_id, link->broken_reason);
+                        (unsigned long long)link->peer.cluster_id,
+                        was_broken ? link->broken_reason : "sending failed, or out of memory");
     lli_log(LLM_LOG_INFO, "link", "the link to cluster %llu is removed",
             (unsigned long long)link->peer.cluster_id);
     return LLM_SUCCESS;
