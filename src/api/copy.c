@@ -150,6 +150,26 @@ check_lists(const struct side *src, const struct side *dst, const uint64_t *src_
     return LLM_SUCCESS;
 }
 
+// All plans are made before the first byte moves.
+static llm_status
+copy_lists(const struct side *src, const struct side *dst, const uint64_t *src_blocks,
+           size_t num_src_blocks, const uint64_t *const *dst_blocks_list, size_t num_dst_lists)
+{
+    struct lli_plan *plans = lli_calloc(num_dst_lists, sizeof(*plans));
+    if (plans == NULL)
+        return lli_fail(LLM_OUT_OF_MEMORY, "copy", "no memory for %zu plans", num_dst_lists);
+    llm_status status = LLM_SUCCESS;
+    for (size_t j = 0; j < num_dst_lists && status == LLM_SUCCESS; j++)
+        status = lli_plan_blocks(&plans[j], src->cache.num_tensor_addrs, src_blocks,
+                                 dst_blocks_list[j], num_src_blocks, src->geometry.stride);
+    for (size_t j = 0; j < num_dst_lists && status == LLM_SUCCESS; j++)
+        run(&plans[j], src, dst);
+    for (size_t j = 0; j < num_dst_lists; j++)
+        lli_plan_fini(&plans[j]);
+    lli_free(plans);
+    return status;
+}
+
 llm_status
 llm_copy_kv_blocks(llm_datadist *dd, const llm_cache *src_cache, const llm_cache *dst_cache,
                    const uint64_t *src_blocks, size_t num_src_blocks,
@@ -158,7 +178,6 @@ llm_copy_kv_blocks(llm_datadist *dd, const llm_cache *src_cache, const llm_cache
 {
     struct side src = {0};
     struct side dst = {0};
-    struct lli_plan plan;
     LLI_TRY(lli_check_initialized(dd, "llm_copy_kv_blocks"));
     if (src_blocks == NULL || num_src_blocks == 0)
         return lli_fail(LLM_PARAM_INVALID, "copy", "src_blocks is empty");
@@ -178,11 +197,5 @@ llm_copy_kv_blocks(llm_datadist *dd, const llm_cache *src_cache, const llm_cache
     LLI_TRY(check_lists(&src, &dst, src_blocks, num_src_blocks, dst_blocks_list, num_dst_blocks,
                         num_dst_lists));
     LLI_TRY(check_same_tensors(&src, &dst));
-    for (size_t j = 0; j < num_dst_lists; j++) {
-        LLI_TRY(lli_plan_blocks(&plan, src.cache.num_tensor_addrs, src_blocks, dst_blocks_list[j],
-                                num_src_blocks, src.geometry.stride));
-        run(&plan, &src, &dst);
-        lli_plan_fini(&plan);
-    }
-    return LLM_SUCCESS;
+    return copy_lists(&src, &dst, src_blocks, num_src_blocks, dst_blocks_list, num_dst_lists);
 }
