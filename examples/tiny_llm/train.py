@@ -296,7 +296,7 @@ def main():
     parser.add_argument("--text", required=True, help="the training text")
     parser.add_argument("--out", required=True, help="the file to write, tiny.bin")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=6144, help="bytes per step")
     parser.add_argument("--context", type=int, default=512, help="bytes per window, in the end")
     parser.add_argument("--short-context", type=int, default=256, help="bytes per window, before")
@@ -306,7 +306,7 @@ def main():
     parser.add_argument("--warmup", type=int, default=100)
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--report", type=int, default=500, help="steps between reports")
+    parser.add_argument("--report", type=int, default=250, help="steps between reports")
     parser.add_argument("--compile", action="store_true", help="torch.compile: faster, needs a C++ compiler")
     args = parser.parse_args()
 
