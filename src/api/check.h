@@ -19,7 +19,8 @@ llm_status lli_check_struct(const void *caller, const char *name, size_t first_b
 
 const char *lli_role_name(int role);
 
-// A transfer's status as this instance's version spells it: §13.5 has LLM_TIMEOUT.
+// The status of a transfer or a link as this instance's version spells it: §13.4 and §13.5 have
+// LLM_TIMEOUT.
 llm_status lli_transfer_status(const llm_datadist *dd, llm_status status);
 
 #endif

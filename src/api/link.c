@@ -203,6 +203,9 @@ copy_clusters(struct call *call, const llm_cluster_info *clusters, size_t num_cl
 static bool
 is_repeated(const struct call *call, size_t index)
 {
+    // In version 2 it may stand for "whoever answers" (§13.4).
+    if (call->version_2 && call->clusters[index].id == 0)
+        return false;
     for (size_t i = 0; i < index; i++) {
         if (call->clusters[i].id == call->clusters[index].id)
             return true;
@@ -212,8 +215,10 @@ is_repeated(const struct call *call, size_t index)
 
 // From here on every cluster has a result.
 static void
-report(const struct call *call, llm_status *rets, size_t *ret_num_rets)
+report(struct call *call, llm_status *rets, size_t *ret_num_rets)
 {
+    for (size_t i = 0; i < call->num_clusters; i++)
+        call->clusters[i].result = lli_transfer_status(call->dd, call->clusters[i].result);
     for (size_t i = 0; rets != NULL && i < call->num_clusters; i++)
         rets[i] = call->clusters[i].result;
     if (ret_num_rets != NULL)

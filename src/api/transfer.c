@@ -441,7 +441,7 @@ check_linked(llm_datadist *dd, uint64_t cluster_id)
     struct lli_link *link;
     if (!atomic_load(&dd->version_2))
         return LLM_SUCCESS;
-    LLI_TRY(lli_links_acquire(&dd->node, cluster_id, &link));
+    LLI_TRY(lli_transfer_status(dd, lli_links_acquire(&dd->node, cluster_id, &link)));
     lli_links_release(link);
     return LLM_SUCCESS;
 }
