@@ -28,25 +28,28 @@ conformance_2_2_rule_01_values_of_the_enums(void **state)
 
 // The specification's table, in bits; 0 where there is no size.
 static const unsigned bits[] = {
-    32,  16,  8,  32, 8,  0,  16,  16, 32, 64, 64, 64, 8, 128, 8, 8, 64, 128, 8, 16, 32,
-    8,   16,  64, 128, 40, 64, 16, 0,  4,  1,  2,  2,  32, 8,  8, 8, 8,  6,   6, 4,  4,
+    32, 16, 8,  32,  8,  0,  16, 16, 32, 64, 64, 64, 8,  128, 8, 8, 64, 128, 8, 16, 32,
+    8,  16, 64, 128, 40, 64, 16, 0,  4,  1,  2,  2,  32, 8,   8, 8, 8,  6,   6, 4,  4,
 };
 
 static void
 conformance_2_3_row_00_to_41_numbers_and_sizes_of_the_types(void **state)
 {
     static const int32_t values[] = {
-        LLM_DT_FLOAT,        LLM_DT_FLOAT16,      LLM_DT_INT8,          LLM_DT_INT32,
-        LLM_DT_UINT8,        5,                   LLM_DT_INT16,         LLM_DT_UINT16,
-        LLM_DT_UINT32,       LLM_DT_INT64,        LLM_DT_UINT64,        LLM_DT_DOUBLE,
-        LLM_DT_BOOL,         LLM_DT_STRING,       LLM_DT_DUAL_SUB_INT8, LLM_DT_DUAL_SUB_UINT8,
-        LLM_DT_COMPLEX64,    LLM_DT_COMPLEX128,   LLM_DT_QINT8,         LLM_DT_QINT16,
-        LLM_DT_QINT32,       LLM_DT_QUINT8,       LLM_DT_QUINT16,       LLM_DT_RESOURCE,
-        LLM_DT_STRING_REF,   LLM_DT_DUAL,         LLM_DT_VARIANT,       LLM_DT_BF16,
-        LLM_DT_UNDEFINED,    LLM_DT_INT4,         LLM_DT_UINT1,         LLM_DT_INT2,
-        LLM_DT_UINT2,        LLM_DT_COMPLEX32,    LLM_DT_HIFLOAT8,      LLM_DT_FLOAT8_E5M2,
-        LLM_DT_FLOAT8_E4M3FN, LLM_DT_FLOAT8_E8M0, LLM_DT_FLOAT6_E3M2,   LLM_DT_FLOAT6_E2M3,
-        LLM_DT_FLOAT4_E2M1,  LLM_DT_FLOAT4_E1M2,
+        LLM_DT_FLOAT,          LLM_DT_FLOAT16,     LLM_DT_INT8,
+        LLM_DT_INT32,          LLM_DT_UINT8,       5,
+        LLM_DT_INT16,          LLM_DT_UINT16,      LLM_DT_UINT32,
+        LLM_DT_INT64,          LLM_DT_UINT64,      LLM_DT_DOUBLE,
+        LLM_DT_BOOL,           LLM_DT_STRING,      LLM_DT_DUAL_SUB_INT8,
+        LLM_DT_DUAL_SUB_UINT8, LLM_DT_COMPLEX64,   LLM_DT_COMPLEX128,
+        LLM_DT_QINT8,          LLM_DT_QINT16,      LLM_DT_QINT32,
+        LLM_DT_QUINT8,         LLM_DT_QUINT16,     LLM_DT_RESOURCE,
+        LLM_DT_STRING_REF,     LLM_DT_DUAL,        LLM_DT_VARIANT,
+        LLM_DT_BF16,           LLM_DT_UNDEFINED,   LLM_DT_INT4,
+        LLM_DT_UINT1,          LLM_DT_INT2,        LLM_DT_UINT2,
+        LLM_DT_COMPLEX32,      LLM_DT_HIFLOAT8,    LLM_DT_FLOAT8_E5M2,
+        LLM_DT_FLOAT8_E4M3FN,  LLM_DT_FLOAT8_E8M0, LLM_DT_FLOAT6_E3M2,
+        LLM_DT_FLOAT6_E2M3,    LLM_DT_FLOAT4_E2M1, LLM_DT_FLOAT4_E1M2,
     };
     (void)state;
     assert_int_equal(COUNT_OF(values), COUNT_OF(bits));
@@ -70,9 +73,9 @@ check_allocation(const struct party *party, int32_t type, int64_t slots, int64_t
         for (uint32_t t = 0; t < 2; t++)
             expect_slot(&kv, t, 0, &kv, t, at, stride);
         assert_kv(&kv);
-        assert_status(llm_copy_kv_cache(party->dd, &kv.cache, &kv.cache, at, 0, 0,
-                                        (int64_t)stride + 1),
-                      LLM_PARAM_INVALID);
+        assert_status(
+            llm_copy_kv_cache(party->dd, &kv.cache, &kv.cache, at, 0, 0, (int64_t)stride + 1),
+            LLM_PARAM_INVALID);
     }
     assert_status(llm_copy_kv_cache(party->dd, &kv.cache, &kv.cache, (uint32_t)slots, 0, 0, 1),
                   LLM_PARAM_INVALID);
@@ -121,9 +124,9 @@ conformance_2_3_rule_03_bytes_of_sub_byte_types_are_rounded_up_once_per_tensor(v
     struct party party;
     (void)state;
     open_party(&party, 1, LLM_ROLE_DECODER);
-    check_allocation(&party, LLM_DT_INT4, 1, 3, 2);        // 12 bits
-    check_allocation(&party, LLM_DT_UINT1, 1, 1, 1);       // 1 bit
-    check_allocation(&party, LLM_DT_INT4, 3, 5, 2);        // 60 bits: 8 bytes, of which 2 are no slot's
+    check_allocation(&party, LLM_DT_INT4, 1, 3, 2);  // 12 bits
+    check_allocation(&party, LLM_DT_UINT1, 1, 1, 1); // 1 bit
+    check_allocation(&party, LLM_DT_INT4, 3, 5, 2);  // 60 bits: 8 bytes, of which 2 are no slot's
     check_allocation(&party, LLM_DT_FLOAT6_E3M2, 4, 5, 3); // 120 bits: 15 bytes
     check_allocation(&party, LLM_DT_UINT1, 16, 4, 0);      // 8 bytes for 16 slots
     close_party(&party);

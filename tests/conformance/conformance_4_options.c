@@ -26,7 +26,8 @@ with(const char *key, const char *value)
 static llm_status
 prompt_with(const char *devices, const char *addresses)
 {
-    llm_option options[] = {{LLM_OPTION_DEVICE_ID, devices}, {LLM_OPTION_LISTEN_IP_INFO, addresses}};
+    llm_option options[] = {{LLM_OPTION_DEVICE_ID, devices},
+                            {LLM_OPTION_LISTEN_IP_INFO, addresses}};
     return initialize(LLM_ROLE_PROMPT, options, 2);
 }
 
@@ -121,7 +122,7 @@ static void
 conformance_4_3_rule_02_two_parts_and_a_strict_dotted_quad(void **state)
 {
     static const char *const bad[] = {
-        "127.0.0.1",    "127.0.0.1:1:2", "[::1]:0",      "::1:0",          "localhost:0",
+        "127.0.0.1",    "127.0.0.1:1:2", "[::1]:0",       "::1:0",        "localhost:0",
         "127.0.0.01:0", "127.0.0:0",     "127.0.0.256:0", " 127.0.0.1:0", "127.0.0.1 :0",
         ":0",           "1.2.3.4.5:0",   "0x7f.0.0.1:0",  "127.1:0",
     };
@@ -191,7 +192,8 @@ conformance_4_4_rule_01_digits_from_1_to_2147483647(void **state)
 {
     (void)state;
     ACCEPTED(LLM_OPTION_SYNC_CACHE_WAIT_TIME, "1", "1000", "0005", "2147483647");
-    REJECTED(LLM_OPTION_SYNC_CACHE_WAIT_TIME, "", "-1", "+5", " 5", "5 ", "1.5", "1e3", "0x10", "a");
+    REJECTED(LLM_OPTION_SYNC_CACHE_WAIT_TIME, "", "-1", "+5", " 5", "5 ", "1.5", "1e3", "0x10",
+             "a");
 }
 
 static void
@@ -233,9 +235,9 @@ static void
 conformance_4_6_check_03_pool_size_that_is_no_unsigned_integer_is_param_invalid(void **state)
 {
     (void)state;
-    REJECTED(POOL, "{\"buf_pool_size\":-1}", "{\"buf_pool_size\":\"\"}", "{\"buf_pool_size\":\"1\"}",
-             "{\"buf_pool_size\":1.0}", "{\"buf_pool_size\":1e3}", "{\"buf_pool_size\":null}",
-             "{\"buf_pool_size\":99999999999999999999999}");
+    REJECTED(POOL, "{\"buf_pool_size\":-1}", "{\"buf_pool_size\":\"\"}",
+             "{\"buf_pool_size\":\"1\"}", "{\"buf_pool_size\":1.0}", "{\"buf_pool_size\":1e3}",
+             "{\"buf_pool_size\":null}", "{\"buf_pool_size\":99999999999999999999999}");
 }
 
 static void
@@ -275,13 +277,13 @@ conformance_4_6_check_07_tiers(void **state)
     REJECTED(POOL, TIERS("1"), TIERS("{}"), TIERS("{\"total_size\":2097152,\"blk_size\":256}"),
              TIERS(TIER(0, 256, 8192)), TIERS(TIER(2097152, 0, 8192)), TIERS(TIER(2097152, 256, 0)),
              TIERS(TIER(-2097152, 256, 8192)), TIERS(TIER("2097152", 256, 8192)),
-             TIERS(TIER(8192, 256, 8192)),                                      // total > max
-             TIERS(TIER(2097152, 16384, 8192)),                                 // max >= block
-             TIERS(TIER(2097152, 255, 8192)),                                   // power of two
-             TIERS(TIER(16777216, 4194304, 8388608)),                           // at most 2 MiB
-             TIERS(TIER(2097153, 256, 8192)),                                   // multiple
-             TIERS(TIER(2097152, 256, 8192) "," TIER(2097152, 256, 8192)),      // growing
-             TIERS(TIER(2097152, 256, 16384) "," TIER(2097152, 256, 8192)));    // growing
+             TIERS(TIER(8192, 256, 8192)),                                   // total > max
+             TIERS(TIER(2097152, 16384, 8192)),                              // max >= block
+             TIERS(TIER(2097152, 255, 8192)),                                // power of two
+             TIERS(TIER(16777216, 4194304, 8388608)),                        // at most 2 MiB
+             TIERS(TIER(2097153, 256, 8192)),                                // multiple
+             TIERS(TIER(2097152, 256, 8192) "," TIER(2097152, 256, 8192)),   // growing
+             TIERS(TIER(2097152, 256, 16384) "," TIER(2097152, 256, 8192))); // growing
 }
 
 static void
@@ -301,9 +303,9 @@ conformance_4_6_rule_02_a_total_that_is_no_multiple_of_2_mib_is_tolerated(void *
 static void
 conformance_4_6_rule_03_a_tiny_pool_fails_at_allocation(void **state)
 {
-    llm_option options[] = {{LLM_OPTION_DEVICE_ID, "0"},
-                            {POOL, "{\"buf_cfg\":[" TIER(2097152, 256, 8192)
-                                   "],\"buf_pool_size\":1024}"}};
+    llm_option options[] = {
+        {LLM_OPTION_DEVICE_ID, "0"},
+        {POOL, "{\"buf_cfg\":[" TIER(2097152, 256, 8192) "],\"buf_pool_size\":1024}"}};
     llm_datadist *dd;
     int64_t shape[] = {4, 1024};
     uintptr_t address;

@@ -391,11 +391,11 @@ conformance_5_4_rule_02_links_go_and_the_peer_sees_a_failure(void **state)
 // ---- §5.5 SetRole ----
 
 struct role_call {
-    struct party party;      // a decoder that may change
-    struct party without;    // not enabled
-    struct party several;    // enabled, two devices
-    struct party linked;     // enabled, with a link
-    struct party prompt;     // the other end of that link
+    struct party party;   // a decoder that may change
+    struct party without; // not enabled
+    struct party several; // enabled, two devices
+    struct party linked;  // enabled, with a link
+    struct party prompt;  // the other end of that link
     llm_datadist *blank;
     llm_datadist *dd;
     llm_role role;

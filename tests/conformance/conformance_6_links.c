@@ -147,10 +147,11 @@ COMMIT(sizes_differ, call->remote[0][suite.num_devices] = loopback[0];
        call->clusters[0].num_remote_ip_infos++;)
 COMMIT(local_ips_differ, call->local[1][0].ip = "127.0.0.2";)
 COMMIT(local_ports_differ, call->local[1][0].port = 12345;)
-COMMIT(seventeen, call->num_clusters = 17; for (size_t i = 2; i < 17; i++) {
-    name_prompt(call, i, &call->bed->prompts[0]);
-    call->clusters[i].remote_cluster_id = 1000 + i;
-})
+COMMIT(
+    seventeen, call->num_clusters = 17; for (size_t i = 2; i < 17; i++) {
+        name_prompt(call, i, &call->bed->prompts[0]);
+        call->clusters[i].remote_cluster_id = 1000 + i;
+    })
 
 enum { LOCAL_IP = 1, LISTS = 2, NUMBER = 4 };
 

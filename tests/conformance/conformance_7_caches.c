@@ -1,7 +1,6 @@
 // §7 Cache memory, and what §1 says about its layout.
 #include "suite.h"
 
-
 struct call {
     struct party *party;
     llm_datadist *blank;

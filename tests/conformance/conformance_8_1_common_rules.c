@@ -124,10 +124,8 @@ static void
 conformance_8_1_row_03_pull_with_one_default_ignores_both_ranges(void **state)
 {
     static const struct selection selections[] = {
-        {2, {-1, -1}, {0, 0}, LLM_SUCCESS, 0, 0, 80},
-        {2, {3, 4}, {-1, -1}, LLM_SUCCESS, 0, 0, 80},
-        {2, {-1, 5}, {0, 0}, LLM_SUCCESS, 0, 0, 80},
-        {2, {0, 0}, {-1, 7}, LLM_SUCCESS, 0, 0, 80},
+        {2, {-1, -1}, {0, 0}, LLM_SUCCESS, 0, 0, 80}, {2, {3, 4}, {-1, -1}, LLM_SUCCESS, 0, 0, 80},
+        {2, {-1, 5}, {0, 0}, LLM_SUCCESS, 0, 0, 80},  {2, {0, 0}, {-1, 7}, LLM_SUCCESS, 0, 0, 80},
         {2, {-1, 5}, {-1, 9}, LLM_SUCCESS, 0, 0, 80},
     };
     (void)state;
@@ -364,12 +362,14 @@ conformance_8_1_rule_02_negative_answers_keep_the_link(void **state)
     uint64_t good = 0;
     for (int i = 0; i < 3; i++) {
         from.cache_id = NO_CACHE;
-        assert_status(llm_pull_kv_cache(bed->decoder.dd, &from, &bed->on_decoder.cache, 0, -1, NULL),
-                      LLM_KV_CACHE_NOT_EXIST);
+        assert_status(
+            llm_pull_kv_cache(bed->decoder.dd, &from, &bed->on_decoder.cache, 0, -1, NULL),
+            LLM_KV_CACHE_NOT_EXIST);
         from.cache_id = bed->on_prompt.cache.cache_id;
         from.batch_index = SLOTS;
-        assert_status(llm_pull_kv_cache(bed->decoder.dd, &from, &bed->on_decoder.cache, 0, -1, NULL),
-                      LLM_KV_CACHE_NOT_EXIST);
+        assert_status(
+            llm_pull_kv_cache(bed->decoder.dd, &from, &bed->on_decoder.cache, 0, -1, NULL),
+            LLM_KV_CACHE_NOT_EXIST);
         from.batch_index = 0;
         assert_status(llm_pull_kv_blocks(bed->decoder.dd, &from, &bed->on_decoder.cache, &block, 1,
                                          &good, 1, NULL),

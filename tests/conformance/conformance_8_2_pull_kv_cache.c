@@ -194,8 +194,7 @@ conformance_8_2_rule_02_default_size_is_the_local_stride_so_a_prefix_arrives(voi
         expect_slot(&bed->on_decoder, t, 1, &bed->wide_on_prompt, t, 2, STRIDE);
     assert_bed(bed);
     // The other way round the default is more than there is.
-    assert_status(pull(bed, &bed->narrow_on_prompt, 0, &bed->on_decoder, 1, -1),
-                  LLM_PARAM_INVALID);
+    assert_status(pull(bed, &bed->narrow_on_prompt, 0, &bed->on_decoder, 1, -1), LLM_PARAM_INVALID);
     assert_bed(bed);
     assert_ok(pull(bed, &bed->narrow_on_prompt, 0, &bed->on_decoder, 1, STRIDE / 2));
     for (uint32_t t = 0; t < TENSORS; t++)

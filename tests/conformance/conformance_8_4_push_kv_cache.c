@@ -203,8 +203,7 @@ conformance_8_4_rule_02_the_local_stride_must_fit_the_remote_one(void **state)
         expect_slot(&bed->wide_on_decoder, t, 3, &bed->on_prompt, t, 0, STRIDE);
     assert_bed(bed);
     // Larger, though the tensor as a whole has room.
-    assert_status(push(bed, &bed->wide_on_prompt, 0, &bed->on_decoder, 0, NULL),
-                  LLM_PARAM_INVALID);
+    assert_status(push(bed, &bed->wide_on_prompt, 0, &bed->on_decoder, 0, NULL), LLM_PARAM_INVALID);
     assert_bed(bed);
     assert_link_works(bed);
 }

@@ -217,7 +217,8 @@ static const struct CMUnitTest tests[] = {
     PUSH_TEST(conformance_8_5_check_08_src_block_out_of_range_is_param_invalid),
     PUSH_TEST(conformance_8_5_check_09_no_link_is_not_yet_link),
     PUSH_TEST(conformance_8_5_check_10_unknown_remote_cache_is_answered_and_link_kept),
-    PUSH_TEST(conformance_8_5_check_11_remote_block_stride_or_layers_out_of_range_are_param_invalid),
+    PUSH_TEST(
+        conformance_8_5_check_11_remote_block_stride_or_layers_out_of_range_are_param_invalid),
     PUSH_TEST(conformance_8_5_rule_01_every_dst_block_is_checked_against_the_remote_shape),
     PUSH_TEST(conformance_8_5_rule_02_pairs_in_any_order),
 };

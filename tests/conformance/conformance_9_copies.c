@@ -354,8 +354,9 @@ static void
 conformance_9_1_rule_02_copy_kv_blocks_copies_all_but_host_to_host(void **state)
 {
     struct bed *bed = *state;
-    struct kv *pairs[][2] = {
-        {&bed->device, &bed->device_too}, {&bed->device, &bed->host}, {&bed->host_too, &bed->device}};
+    struct kv *pairs[][2] = {{&bed->device, &bed->device_too},
+                             {&bed->device, &bed->host},
+                             {&bed->host_too, &bed->device}};
     struct call call = {.bed = bed};
     for (size_t i = 0; i < COUNT_OF(pairs); i++) {
         reset(&call);

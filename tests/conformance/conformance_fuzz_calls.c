@@ -241,8 +241,18 @@ are_below(const uint64_t *list, size_t count, int64_t end)
 
 // ---- transfers ----
 
-enum { PULL_CACHE, PULL_BLOCKS, PUSH_CACHE, PUSH_BLOCKS, COPY_CACHE, COPY_BLOCKS, ALLOCATE,
-       DEALLOCATE, LINK, UNLINK };
+enum {
+    PULL_CACHE,
+    PULL_BLOCKS,
+    PUSH_CACHE,
+    PUSH_BLOCKS,
+    COPY_CACHE,
+    COPY_BLOCKS,
+    ALLOCATE,
+    DEALLOCATE,
+    LINK,
+    UNLINK
+};
 
 // What the specification says about the link and the far side of a transfer, after the near side's
 // own checks.
@@ -301,8 +311,8 @@ expect_pull(struct world *world, const struct transfer *t, struct entry **near, 
     if (!t->blocks && t->size > 0 && (uint64_t)t->size > local->stride)
         return LLM_PARAM_INVALID;
     *bytes = t->blocks || t->size == -1 ? local->stride : (size_t)t->size;
-    llm_status status = expect_far(world, t->far_index.cluster_id, &world->prompt,
-                                   t->far_index.cache_id, far);
+    llm_status status =
+        expect_far(world, t->far_index.cluster_id, &world->prompt, t->far_index.cache_id, far);
     if (status != LLM_SUCCESS)
         return status;
     const struct kv *remote = &(*far)->kv;
@@ -348,8 +358,8 @@ expect_push(struct world *world, const struct transfer *t, struct entry **near, 
         return LLM_PARAM_INVALID;
     if (t->blocks && !are_below(t->list.src, t->list.num_src, local->shape[0]))
         return LLM_PARAM_INVALID;
-    llm_status status = expect_far(world, t->far_index.cluster_id, &world->decoder,
-                                   t->far_index.cache_id, far);
+    llm_status status =
+        expect_far(world, t->far_index.cluster_id, &world->decoder, t->far_index.cache_id, far);
     if (status != LLM_SUCCESS)
         return status;
     const struct kv *remote = &(*far)->kv;
@@ -613,9 +623,9 @@ try_copy_blocks(struct world *world)
              !are_below(lists[0].dst, lists[0].num_dst, dst.shape[0]) ||
              src.desc.num_tensors != dst.desc.num_tensors)
         expected = LLM_PARAM_INVALID;
-    llm_status actual = llm_copy_kv_blocks(blank ? world->blank : world->decoder.party.dd,
-                                           &src.cache, &dst.cache, lists[0].src, lists[0].num_src,
-                                           dst_lists, num_dst, num_lists);
+    llm_status actual =
+        llm_copy_kv_blocks(blank ? world->blank : world->decoder.party.dd, &src.cache, &dst.cache,
+                           lists[0].src, lists[0].num_src, dst_lists, num_dst, num_lists);
     check_call(world, COPY_BLOCKS, actual, expected);
     for (uint32_t t = 0; expected == LLM_SUCCESS && t < src.desc.num_tensors; t++) {
         for (size_t k = 0; k < lists[0].num_src; k++)
@@ -792,9 +802,9 @@ step(struct world *world)
 static void
 conformance_11_rule_01_random_calls_answer_as_the_model_says(void **state)
 {
-    static const char *const names[] = {"pull_kv_cache",    "pull_kv_blocks", "push_kv_cache",
-                                        "push_kv_blocks",   "copy_kv_cache",  "copy_kv_blocks",
-                                        "allocate_cache",   "deallocate_cache", "link_clusters",
+    static const char *const names[] = {"pull_kv_cache",  "pull_kv_blocks",   "push_kv_cache",
+                                        "push_kv_blocks", "copy_kv_cache",    "copy_kv_blocks",
+                                        "allocate_cache", "deallocate_cache", "link_clusters",
                                         "unlink_clusters"};
     struct world *world = calloc(1, sizeof(*world));
     (void)state;

@@ -45,8 +45,7 @@ unsigned rounds(unsigned count);
 
 void check_status(llm_status actual, llm_status expected, const char *says, const char *file,
                   int line);
-#define assert_status(actual, expected)                                                            \
-    check_status((actual), (expected), NULL, __FILE__, __LINE__)
+#define assert_status(actual, expected) check_status((actual), (expected), NULL, __FILE__, __LINE__)
 #define assert_ok(actual) assert_status((actual), LLM_SUCCESS)
 // The explanation of the failure must contain `text` too.
 #define assert_status_says(actual, expected, text)                                                 \
@@ -62,10 +61,10 @@ struct party {
 };
 
 struct party_options {
-    size_t num_devices;     // 0: the suite's
-    const char *transports; // NULL: the suite's
-    const char *sync_ms;    // NULL: enough for a slow machine
-    const char *listen;     // NULL: any port on the loopback, for every device
+    size_t num_devices;      // 0: the suite's
+    const char *transports;  // NULL: the suite's
+    const char *sync_ms;     // NULL: enough for a slow machine
+    const char *listen;      // NULL: any port on the loopback, for every device
     const char *liveness_ms; // NULL: enough for a slow machine
     bool set_role;
 };
@@ -153,8 +152,8 @@ struct breach {
 struct proof {
     const struct breach *breaches; // in the order of the checks
     size_t num_breaches;
-    void *call;                  // the arguments
-    void (*reset)(void *call);   // makes them valid
+    void *call;                // the arguments
+    void (*reset)(void *call); // makes them valid
     llm_status (*run)(void *call);
     void (*unharmed)(void *call); // asserts that nothing has moved; NULL = nothing to look at
 };
@@ -162,7 +161,7 @@ struct proof {
 // Every breach of this check has its status, alone and together with any breach of a later check.
 void prove_check(const struct proof *proof, unsigned check);
 
-// A file with such a proof has a `struct call`, and `static void prove(void **state, unsigned check)`.
+// A file with such a proof has a `struct call` and a function prove(void **state, unsigned check).
 #define COMMIT(name, ...)                                                                          \
     static void name(void *arg)                                                                    \
     {                                                                                              \
