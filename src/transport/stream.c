@@ -1,6 +1,7 @@
 #include "transport/stream.h"
 
 #include <errno.h>
+#include <netinet/tcp.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -12,7 +13,10 @@
 
 static const uint64_t frame_bytes_max = 512 << 10;
 // What one connection may move before the others, and the control connections, get their turn.
-static const uint64_t turn_bytes_max = 4 << 20;
+static const uint64_t turn_bytes_max = 1 << 20;
+// What the system may hold of a connection before it is under way: a small transfer that begins
+// now waits behind no more.
+static const int unsent_bytes_max = 256 << 10;
 
 enum { PIECES_PER_CALL = 256, DISCARD_BYTES = 16 << 10 };
 
@@ -277,6 +281,7 @@ receive_turn(struct lli_stream_conn *conn)
         ssize_t received = receive_some(conn);
         if (received > 0) {
             turn_bytes += (uint64_t)received;
+            stream->bytes_in += (uint64_t)received;
             if (conn->in_head_got == sizeof(conn->in_head) && conn->in_left == 0)
                 end_body(conn);
         } else if (received == 0) {
@@ -334,6 +339,7 @@ lli_stream_add(struct lli_stream *stream, int fd)
         return lli_fail(LLM_FAILED, "tcp", "can't take %zu data connections on one link",
                         stream->num_conns + 1);
     }
+    setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent_bytes_max, sizeof(unsent_bytes_max));
     conn->stream = stream;
     conn->source = (struct lli_source){
         .fd = fd,
