@@ -606,6 +606,8 @@ take_leave(enum farewell farewell)
     struct kv to;
     struct puller puller;
     struct end_setup setup = {.id = LISTENER, .listens = true};
+    // Of two writers of the same block it is unspecified who wins (§8.3), which the sanitizer minds.
+    unsigned repeat = farewell == FAREWELL_IMPATIENT && !UNDER_TSAN ? 20 : 1;
     if (farewell == FAREWELL_IMPATIENT) {
         setup.sync_ms = 1;
         setup.liveness_ms = 50;
@@ -616,7 +618,7 @@ take_leave(enum farewell farewell)
     link_pair(&pair);
     kv_open(&from, &pair.listener, LARGE_TENSORS, LARGE_SLOTS, LARGE_STRIDE);
     kv_open(&to, &pair.connector, LARGE_TENSORS, LARGE_SLOTS, LARGE_STRIDE);
-    start_puller(&puller, &pair.connector, &to, from.id, farewell == FAREWELL_IMPATIENT ? 20 : 1);
+    start_puller(&puller, &pair.connector, &to, from.id, repeat);
     // While one is running it is LLM_LINK_BUSY.
     if (farewell == FAREWELL_UNLINK)
         AWAIT(end_unlink(&pair.listener, CONNECTOR, 0, true) == LLM_SUCCESS);
