@@ -1,0 +1,58 @@
+#!/bin/sh
+# llm-datadist bench on tiny sizes: tables, JSON that parses and says that the data was right, a
+# plot, exit codes.
+#
+#     bench_test.sh PROGRAM
+set -u
+
+program=$1
+directory=$(mktemp -d)
+trap 'rm -rf "$directory"' EXIT
+failures=0
+
+fail() {
+    echo "$*"
+    failures=$((failures + 1))
+}
+
+# expect STATUS ARGUMENT...: the exit status, quickly.
+expect() {
+    status=$1
+    shift
+    "$program" bench "$@" >"$directory/out" 2>"$directory/err" </dev/null
+    got=$?
+    [ "$got" -eq "$status" ] || fail "bench $*: exit status $got, expected $status: $(cat "$directory/err")"
+}
+
+expect 0 --help
+expect 0 --list
+expect 2 --no-such-option
+expect 2 --set huge
+expect 2 --rounds 0
+expect 2 --bytes x
+expect 2 --only no-such-table
+expect 2 --svg
+expect 1 --only links-shm-1 --rounds 1 --svg /nonexistent/directory/x.svg
+
+expect 0 --only block-64k --only registered-64k --only hybrid --rounds 1 --bytes 4M
+grep -q 'shm pull .* streaming copy' "$directory/out" || fail "no line for shm pulls"
+
+expect 0 --only block-4k --only owner-cpu --only links-tcp-1 --rounds 2 --bytes 1M --json \
+    --svg "$directory/plot.svg"
+python3 - "$directory/out" "$directory/plot.svg" <<'PYTHON' || fail "the results are not as expected"
+import json
+import sys
+import xml.etree.ElementTree as ElementTree
+
+results = json.load(open(sys.argv[1]))
+assert results["ok"] is True
+assert [table["name"] for table in results["tables"]] == ["block-4k", "owner-cpu", "links-tcp-1"]
+blocks = {series["name"]: series for series in results["tables"][0]["series"]}
+assert {"memcpy", "shm pull", "shm push", "tcp pull x2"} <= set(blocks)
+for series in blocks.values():
+    assert series["verified"] and len(series["values"]) == 2
+    assert 0 < series["min"] <= series["median"] <= series["max"]
+assert blocks["shm pull"]["ratios"]["memcpy"] > 0
+assert ElementTree.parse(sys.argv[2]).getroot().tag.endswith("svg")
+PYTHON
+[ "$failures" -eq 0 ]
