@@ -200,7 +200,10 @@ go(llm_datadist *dd, struct lli_transfer_args *args, const struct layers *layers
     if (timeout_ms == 0)
         timeout_ms = (uint64_t)dd->options.sync_wait_ms *
                      (args->push ? lli_max(args->num_tensors / layers->tensors_per_layer, 1) : 1);
-    args->deadline_ns = start_ns + LLI_MS_TO_NS(timeout_ms);
+    uint64_t timeout_ns;
+    if (lli_mul_overflow(timeout_ms, 1000000, &timeout_ns) ||
+        lli_add_overflow(start_ns, timeout_ns, &args->deadline_ns))
+        args->deadline_ns = UINT64_MAX;
     args->version_2 = atomic_load(&dd->version_2);
     args->notification = layers->notification;
     args->notification_bytes = layers->notification_bytes;

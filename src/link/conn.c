@@ -10,8 +10,10 @@
 #include "base/mem.h"
 
 enum {
-    // A peer that asks and doesn't read its answers is no longer read either.
+    // A peer that asks and doesn't read its answers is no longer read either.  Requests of our own
+    // don't count: two large ones that cross would wait for each other.
     OUT_BYTES_MAX = 1 << 20,
+    ANSWER_BYTES_MAX = 4096,
     // Then the others get their turn.
     MESSAGES_PER_EVENT = 64,
 };
@@ -20,6 +22,7 @@ struct out_message {
     struct lli_list node;
     size_t bytes;
     size_t sent;
+    bool is_answer; // counts in conn->out_bytes
     uint8_t data[];
 };
 
@@ -91,7 +94,8 @@ flush(struct lli_conn *conn)
             break;
         }
         message->sent += (size_t)sent;
-        conn->out_bytes -= (size_t)sent;
+        if (message->is_answer)
+            conn->out_bytes -= (size_t)sent;
         if (message->sent == message->bytes) {
             lli_list_remove(&message->node);
             lli_free(message);
@@ -123,7 +127,9 @@ lli_conn_send(struct lli_conn *conn, enum lli_message_type type, uint64_t transf
     message->bytes = bytes;
     message->sent = 0;
     lli_list_append(&conn->out, &message->node);
-    conn->out_bytes += bytes;
+    message->is_answer = bytes <= ANSWER_BYTES_MAX;
+    if (message->is_answer)
+        conn->out_bytes += bytes;
     flush(conn);
 }
 
@@ -135,6 +141,7 @@ receive(struct lli_conn *conn, uint8_t *to, size_t bytes, size_t *got)
         ssize_t received = recv(conn->source.fd, to + *got, bytes - *got, MSG_DONTWAIT);
         if (received > 0) {
             *got += (size_t)received;
+            conn->bytes_in += (uint64_t)received;
         } else if (received == 0) {
             end(conn, conn->why != NULL ? conn->why : "the peer closed the connection");
             return false;

@@ -19,8 +19,9 @@ struct lli_conn {
     size_t body_got;
     uint32_t body_bytes_max; // longer ones end the connection
 
+    uint64_t bytes_in;   // received in all
     struct lli_list out; // messages to be sent
-    size_t out_bytes;
+    size_t out_bytes;    // of answers
 
     bool closed;
     const char *why; // not NULL: it is about to end, for this reason

@@ -87,7 +87,6 @@ static void
 on_message(struct lli_conn *conn, const struct lli_message_header *header, struct lli_reader *body)
 {
     struct lli_link *link = conn->owner;
-    link->heard_tick = link->node->tick;
     if (header->type != LLI_PING)
         link->node->on_message(link, header, body);
 }
@@ -372,6 +371,31 @@ lli_links_is_read(struct lli_node *node, uint64_t generation)
     return is_read;
 }
 
+// Slow is not dead: a process on this host that is neither gone nor stopped gets more time.
+enum { PATIENCE_WITH_SLOW = 10 };
+
+static bool
+is_silent(const struct lli_link *link)
+{
+    uint64_t ticks = link->node->tick - link->heard_tick;
+    if (ticks <= link->liveness_ticks)
+        return false;
+    return link->view == NULL || ticks > link->liveness_ticks * PATIENCE_WITH_SLOW ||
+           !lli_view_is_running(link->view);
+}
+
+// Every byte counts as a word: a message or a frame may take long to arrive.
+static void
+listen_to(struct lli_link *link)
+{
+    uint64_t bytes = link->stream.bytes_in;
+    if (link->control != NULL)
+        bytes += link->control->bytes_in;
+    if (bytes != link->bytes_heard)
+        link->heard_tick = link->node->tick;
+    link->bytes_heard = bytes;
+}
+
 // Silence is counted in ticks of our own, each of which comes after the sockets have been read: if
 // this process was stopped or starved itself, the peer isn't blamed for it.
 void
@@ -385,7 +409,8 @@ lli_links_tick(struct lli_node *node)
             struct lli_link *link = LLI_LIST_ENTRY(item, struct lli_link, in_table);
             if (link->broken)
                 continue;
-            if (node->tick - link->heard_tick > link->liveness_ticks && silent == NULL) {
+            listen_to(link);
+            if (silent == NULL && is_silent(link)) {
                 silent = link;
                 lli_link_hold(link);
             } else if (link->sent_tick + 1 < node->tick) {

@@ -50,6 +50,7 @@ struct lli_link {
     struct lli_stream stream;  // tcp
     uint32_t liveness_ms;      // the longer of both ends'
     uint64_t liveness_ticks;   // of ours
+    uint64_t bytes_heard;      // received when it was last looked at
     uint64_t heard_tick;       // node->tick when the peer was last heard
     uint64_t sent_tick;        // when it was last sent something
     struct lli_list transfers; // begun here, under way (transfer room)

@@ -52,6 +52,7 @@ struct lli_stream {
     size_t num_conns;
     struct lli_list sending; // jobs with bytes not yet handed to a connection
     struct lli_list receiving;
+    uint64_t bytes_in; // received in all
     bool failed;
     void *owner;
     // A connection broke or its peer misbehaved.  Called once; the owner then closes the stream.
