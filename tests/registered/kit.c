@@ -520,10 +520,10 @@ serve_run(struct server *server, struct talk *talk, const char *words)
     unsigned push;
     unsigned slot;
     struct job job = {0};
-    assert_int_equal(sscanf(words, "%u %u %u %" SCNu64 " %" SCNd64 " %" SCNu64 " %" SCNu64 " %u",
+    assert_int_equal(sscanf(words, "%u %u %u %" SCNu64 " %" SCNd64 " %" SCNu64 " %" SCNu64 " %u %u",
                             &index, &push, &slot, &job.peer, &job.remote, &job.count, &job.shift,
-                            &job.timeout_ms),
-                     8);
+                            &job.timeout_ms, &job.repeat),
+                     9);
     job.push = push != 0;
     job.slot = slot != 0;
     talk_say(talk, "%u", job_run(&job, &server->end, &server->caches[index]));
@@ -644,8 +644,9 @@ void
 other_begin(struct other *other, const struct job *job, unsigned index)
 {
     talk_say(&other->process.talk,
-             "run %u %d %d %" PRIu64 " %" PRId64 " %" PRIu64 " %" PRIu64 " %u", index, job->push,
-             job->slot, job->peer, job->remote, job->count, job->shift, job->timeout_ms);
+             "run %u %d %d %" PRIu64 " %" PRId64 " %" PRIu64 " %" PRIu64 " %u %u", index, job->push,
+             job->slot, job->peer, job->remote, job->count, job->shift, job->timeout_ms,
+             job->repeat);
 }
 
 llm_status

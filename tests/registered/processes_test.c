@@ -351,6 +351,44 @@ test_unregistering_waits_for_a_peer_that_stands_still(void **state)
     kv_free(&bystander);
 }
 
+// A reader that stands still in the middle costs its owner some time, but not all; its own pull is
+// lost.
+static void
+test_unregistering_gives_up_a_reader_that_stands_still(void **state)
+{
+    (void)state;
+    struct end here;
+    struct other there = {0};
+    struct kv from;
+    // Of two writers of the same block it is unspecified who wins (§8.3), which the sanitizer minds.
+    if (UNDER_TSAN)
+        skip();
+    struct end_setup setup = {
+        .id = HERE, .listens = true, .sync_ms = 100, .liveness_ms = SCALED(300, 1000)};
+    end_open(&here, &setup);
+    setup = (struct end_setup){.id = THERE, .liveness_ms = setup.liveness_ms};
+    other_open(&there, &setup);
+    assert_status(other_link(&there, HERE, here.port), LLM_SUCCESS);
+    kv_open(&from, &here, TENSORS, SLOTS, STRIDE);
+    other_cache(&there, TO, true, TENSORS, SLOTS, STRIDE);
+    // More than it can do in that time.
+    struct job job = {.peer = HERE, .remote = from.id, .count = SLOTS, .repeat = 20000};
+    other_begin(&there, &job, TO);
+    for (uint64_t begin_ms = now_ms(); now_ms() < begin_ms + 50;)
+        sched_yield();
+    process_stop(&there.process);
+    uint64_t begin_ms = now_ms();
+    assert_ok(llm_unregister_kv_cache(here.dd, from.id));
+    print_message("unregistered after %u ms\n", (unsigned)(now_ms() - begin_ms));
+    kv_unmap(&from);
+    process_continue(&there.process);
+    llm_status status = other_end(&there);
+    assert_true(status == LLM_KV_CACHE_NOT_EXIST || status == LLM_FAILED || status == LLM_TIMEOUT ||
+                status == LLM_NOT_YET_LINK);
+    close_both(&here, &there);
+    kv_free(&from);
+}
+
 static void
 test_the_owner_is_killed_under_a_pull(void **state)
 {
@@ -392,6 +430,7 @@ main(int argc, char **argv)
         KIT_TEST(test_the_target_of_a_push_is_unmapped),
         KIT_TEST(test_the_owner_unregisters_under_a_pull),
         KIT_TEST(test_unregistering_waits_for_a_peer_that_stands_still),
+        KIT_TEST(test_unregistering_gives_up_a_reader_that_stands_still),
         KIT_TEST(test_the_owner_is_killed_under_a_pull),
     };
     return kit_main(argc, argv, tests, LENGTH(tests));

@@ -395,7 +395,7 @@ test_the_checks_of_a_registration_in_order(void **state)
 
 // ---- the end of a registration ----
 
-enum { LARGE_TENSORS = 4, LARGE_SLOTS = 16, LARGE_STRIDE = SCALED(1 << 20, 1 << 17) };
+enum { LARGE_TENSORS = 4, LARGE_SLOTS = 16, LARGE_STRIDE = SCALED(1 << 19, 1 << 17) };
 
 struct unregistering {
     pthread_t thread;
@@ -640,7 +640,7 @@ test_memory_may_go_when_the_call_has_returned(void **state)
 {
     (void)state;
     for (unsigned i = 0; i < NUM_FAREWELLS; i++) {
-        for (unsigned round = 0; round < SCALED(5, 2); round++)
+        for (unsigned round = 0; round < SCALED(3, 2); round++)
             take_leave((enum farewell)i);
     }
 }

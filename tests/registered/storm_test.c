@@ -6,7 +6,7 @@
 #include "registered/kit.h"
 
 enum { A = 1, B = 2, VISITORS = 1000 };
-enum { WORKERS = 6, STEPS = SCALED(1500, 200) };
+enum { WORKERS = 6, STEPS = SCALED(5000, 400) };
 enum { TRANSFERS_PER_FLAP = 60, TRANSFERS_PER_VISIT = 100 };
 enum { TENSORS = 2, SLOTS = 8, STRIDE = 3001, MINE_MAX = 4, BOARD_MAX = 32, STARTED_MAX = 6 };
 
