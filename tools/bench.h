@@ -267,6 +267,7 @@ const char *bench_machine(char *text, size_t size);
 
 struct bench_options {
     bool help, list, json, long_set;
+    bool cpu_clock;  // speeds by CPU time of both processes
     const char *svg; // or NULL
     const char *only[BENCH_ONLY_MAX];
     size_t num_only;

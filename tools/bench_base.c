@@ -2,7 +2,6 @@
 #include "bench.h"
 
 #include <string.h>
-#include <sys/resource.h>
 #include <time.h>
 
 bool
@@ -34,11 +33,9 @@ bench_now_ns(void)
 uint64_t
 bench_cpu_ns(void)
 {
-    struct rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
-    uint64_t us = (uint64_t)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1000000u +
-                  (uint64_t)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
-    return us * 1000;
+    struct timespec used;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used);
+    return (uint64_t)used.tv_sec * 1000000000u + (uint64_t)used.tv_nsec;
 }
 
 // The number of KiB behind `key` in a file of lines "key:  number kB"; 0 if it isn't there.

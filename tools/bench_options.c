@@ -7,8 +7,8 @@
 
 #include "tools.h"
 
-static const char *const names[] = {"--help",  "--list", "--set", "--only", "--rounds",
-                                    "--bytes", "--json", "--svg", NULL};
+static const char *const names[] = {"--help",  "--list", "--set", "--only",  "--rounds",
+                                    "--bytes", "--json", "--svg", "--clock", NULL};
 
 static int usage(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
@@ -83,6 +83,10 @@ take_value(struct bench_options *options, const char *name, const char *value)
         options->long_set = strcmp(value, "long") == 0;
         if (!options->long_set && strcmp(value, "short") != 0)
             return usage("--set %s: expected short or long", value);
+    } else if (strcmp(name, "--clock") == 0) {
+        options->cpu_clock = strcmp(value, "cpu") == 0;
+        if (!options->cpu_clock && strcmp(value, "wall") != 0)
+            return usage("--clock %s: expected wall or cpu", value);
     } else if (strcmp(name, "--rounds") == 0) {
         if (!parse_number(value, 1, BENCH_ROUNDS_MAX, &number))
             return usage("--rounds %s: expected a number from 1 to %d", value, BENCH_ROUNDS_MAX);
@@ -117,8 +121,8 @@ take_flag(struct bench_options *options, const char *name)
 static bool
 takes_value(const char *name)
 {
-    static const char *const with_value[] = {"--set",   "--only", "--rounds",
-                                             "--bytes", "--svg",  "--owner-fd"};
+    static const char *const with_value[] = {"--set", "--only",  "--rounds",  "--bytes",
+                                             "--svg", "--clock", "--owner-fd"};
     for (size_t i = 0; i < sizeof(with_value) / sizeof(with_value[0]); i++) {
         if (strcmp(name, with_value[i]) == 0)
             return true;

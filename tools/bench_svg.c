@@ -9,7 +9,17 @@ enum { WIDTH = 860, LEFT = 190, BAR = 16, TITLE = 34, TOP = 60, RIGHT = 80 };
 static bool
 is_speed(const struct bench_table *table)
 {
-    return strcmp(table->unit, "GB/s") == 0;
+    return strncmp(table->unit, "GB/", 3) == 0;
+}
+
+static const char *
+unit(const struct bench_table *tables, size_t num_tables)
+{
+    for (size_t i = 0; i < num_tables; i++) {
+        if (is_speed(&tables[i]))
+            return tables[i].unit;
+    }
+    return "GB/s";
 }
 
 static double
@@ -84,10 +94,11 @@ bench_write_svg(const char *path, const struct bench_table *tables, size_t num_t
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" "
             "font-family=\"sans-serif\" font-size=\"11\">\n"
             "<rect width=\"%d\" height=\"%d\" fill=\"white\"/>\n"
-            "<text x=\"10\" y=\"20\" font-size=\"14\">llm-datadist %s, GB/s: medians, the lines "
+            "<text x=\"10\" y=\"20\" font-size=\"14\">llm-datadist %s, %s: medians, the lines "
             "run from the least to the most; grey: yardsticks</text>\n"
             "<text x=\"10\" y=\"36\">%s</text>\n",
-            WIDTH, h, WIDTH, h, llm_version(), bench_machine(machine, sizeof(machine)));
+            WIDTH, h, WIDTH, h, llm_version(), unit(tables, num_tables),
+            bench_machine(machine, sizeof(machine)));
     for (size_t i = 0; i < num_tables; i++) {
         if (is_speed(&tables[i]))
             y = draw_table(out, &tables[i], y, scale);
