@@ -6,7 +6,7 @@
 PRESET ?= dev
 PREFIX ?= /usr/local
 
-.PHONY: build help setup test demo bench asan tsan format check-format tidy deb test-deb install clean
+.PHONY: build help setup test demo bench asan tsan cross format check-format tidy deb test-deb install clean
 
 build: setup
 	@mkdir -p build
@@ -19,6 +19,7 @@ help:
 	@echo 'make demo         a prompt process hands its KV cache to a decoder process'
 	@echo 'make bench        measure transfers beside plain copies, about three minutes (BENCH=--help)'
 	@echo 'make asan, tsan   the tests under the address+undefined and the thread sanitizer'
+	@echo 'make cross        compile for 64-bit Arm'
 	@echo 'make format       format the sources; make check-format only looks'
 	@echo 'make tidy         clang-tidy over the sources'
 	@echo 'make deb          Debian packages, in build/deb'
@@ -43,6 +44,10 @@ demo:
 bench:
 	@$(MAKE) --no-print-directory build PRESET=release
 	@build/release/bin/llm-datadist bench $(BENCH)
+
+cross:
+	@scripts/setup build cross
+	@scripts/cross-compile
 
 format:
 	@scripts/setup check
