@@ -5,7 +5,7 @@
 
 Links between files lead somewhere; README.md, both headers and the library know the same options;
 both headers the same statuses; the manual page explains every subcommand; a room includes only rooms
-below it; and there is one version.
+below it; Debian's list of symbols is the recorded one; and there is one version.
 """
 
 import glob
@@ -84,6 +84,14 @@ def check_rooms():
                 problems.append(f"{path} includes room {other}, which is not below {room}")
 
 
+def check_symbols():
+    recorded = set(re.findall(r"^function (\S+)", read("tests/abi/llm_datadist_c.txt"), re.M))
+    packaged = set(re.findall(r"^ (llm_\S+@\S+) ", read("debian/libllm-datadist0.symbols"), re.M))
+    for name in sorted(recorded ^ {name.replace("@", "@@") for name in packaged}):
+        problems.append(f"{name} is in one of tests/abi/llm_datadist_c.txt and "
+                        "debian/libllm-datadist0.symbols only")
+
+
 def check_versions():
     version = re.search(r"project\(llm_datadist VERSION (\S+)", read("CMakeLists.txt")).group(1)
     header = ".".join(re.findall(r"#define LLM_VERSION_(?:MAJOR|MINOR|PATCH) (\d+)",
@@ -103,6 +111,7 @@ check_options()
 check_statuses()
 check_subcommands()
 check_rooms()
+check_symbols()
 check_versions()
 print("\n".join(problems))
 sys.exit(1 if problems else 0)
