@@ -31,6 +31,8 @@
  * Version 2 knows registered memory and lets any side link, pull and push; there the role is a label.
  * An instance follows version 2 from initialization on if LLM_OPTION_LOCAL_COMM_RES or
  * LLM_OPTION_TRANSFER_BACKEND is given, or else from its first successful llm_register_kv_cache on.
+ * Where a link or a transfer runs out of time, version 2 says LLM_TIMEOUT and version 1
+ * LLM_WAIT_PROC_TIMEOUT, which the comments below name.
  *
  * Promises, on every transport:
  *   - Never somebody else's bytes: a transfer that races the owner's free or reuse of a cache ends
@@ -448,7 +450,9 @@ typedef struct llm_kv_cache_ext_param {
     /* Milliseconds for this transfer; 0 = LLM_OPTION_SYNC_CACHE_WAIT_TIME, per layer for a push. */
     uint32_t timeout_ms;
     /* Up to LLM_NOTIFICATION_BYTES_MAX bytes that the peer gets, by llm_poll_notification, once the
-     * last byte of this transfer has arrived.  NULL = none. */
+     * last byte of this transfer has arrived.  NULL = none.  A peer that holds 16384 which it hasn't
+     * polled refuses pushes that carry one with LLM_LINK_BUSY; that of a pull is then dropped, with a
+     * line in the peer's log. */
     const void *notification;
     size_t notification_bytes;
 } llm_kv_cache_ext_param;
