@@ -55,7 +55,7 @@ def rotate(x, cos, sin):
 
 
 def attention(q, k, v):
-    """Causal.  Written out: for heads this small, compiled, it is faster on a CPU than torch's own."""
+    """Causal.  Written out: compiled, for heads this small, it beats torch's own on a CPU."""
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
     future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
     return torch.softmax(scores.float().masked_fill(future, -1e9), -1).type_as(v) @ v
@@ -152,7 +152,7 @@ def schedule(step, args):
 
 
 def orthogonal(g):
-    """The nearest matrix with all singular values near 1, for a stack of matrices (Newton-Schulz)."""
+    """Near each matrix of a stack, one whose singular values are about 1 (Newton-Schulz)."""
     wide = g if g.shape[-2] <= g.shape[-1] else g.mT
     x = wide / (wide.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(5):
@@ -194,7 +194,7 @@ class Muon(torch.optim.Optimizer):
 
 
 class Optimizers:
-    """Muon for the layers' matrices, AdamW for the embedding and the norms; one schedule for both."""
+    """Muon for the layers' matrices, AdamW for embedding and norms; one schedule for both."""
 
     def __init__(self, model, args):
         matrices = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
@@ -307,7 +307,8 @@ def main():
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--report", type=int, default=250, help="steps between reports")
-    parser.add_argument("--compile", action="store_true", help="torch.compile: faster, needs a C++ compiler")
+    parser.add_argument("--compile", action="store_true",
+                        help="torch.compile: faster, needs a C++ compiler")
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
