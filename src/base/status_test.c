@@ -4,13 +4,13 @@
 #include "unit/unit.h"
 
 static const struct {
-    llm_status value;
     const char *name;
     const char *text;
-    int recoverable;
     const char *remedy;
+    llm_status value;
+    int recoverable;
 } rows[] = {
-#define X(name, value, text, recoverable, remedy) {value, #name, text, recoverable, remedy},
+#define X(name, value, text, recoverable, remedy) {#name, text, remedy, value, recoverable},
     LLM_STATUS_MAP(X)
 #undef X
 };

@@ -231,7 +231,7 @@ test_one_side_of_every_small_list_of_runs(void **state)
     assert_int_equal(num_lists, LLI_COUNT(lists));
     for (size_t i = 0; i < num_lists; i++) {
         for (uint64_t stride = 1; stride <= 5; stride += 2) {
-            uint64_t blocks[RUNS * COUNTS];
+            uint64_t blocks[RUNS * COUNTS] = {0};
             struct lli_plan plan;
             struct stream model = {.bytes = 0};
             size_t count = expand(&lists[i], blocks);
@@ -252,10 +252,10 @@ test_every_small_pair_of_lists_of_runs(void **state)
     (void)state;
     size_t num_lists = every_run_list(lists);
     for (size_t i = 0; i < num_lists; i++) {
-        uint64_t src[RUNS * COUNTS];
+        uint64_t src[RUNS * COUNTS] = {0};
         size_t count = expand(&lists[i], src);
         for (size_t j = 0; j < num_lists; j++) {
-            uint64_t dst[RUNS * COUNTS];
+            uint64_t dst[RUNS * COUNTS] = {0};
             struct lli_plan plan;
             struct stream model;
             if (lists[j].num_blocks != lists[i].num_blocks)
@@ -328,7 +328,7 @@ test_merging_keeps_every_small_list(void **state)
     (void)state;
     for (size_t count = 1; count <= LENGTH; count++) {
         for (unsigned i = 0; i < power(BLOCKS, count); i++) {
-            uint64_t blocks[LENGTH];
+            uint64_t blocks[LENGTH] = {0};
             struct lli_block_run *runs;
             size_t num_runs;
             size_t at = 0;
@@ -338,8 +338,10 @@ test_merging_keeps_every_small_list(void **state)
                 assert_true(runs[r].count > 0);
                 if (r > 0)
                     assert_true(runs[r].first != runs[r - 1].first + runs[r - 1].count);
-                for (uint64_t b = 0; b < runs[r].count; b++)
-                    assert_int_equal(blocks[at++], runs[r].first + b);
+                for (uint64_t b = 0; b < runs[r].count; b++, at++) {
+                    assert_true(at < count);
+                    assert_int_equal(blocks[at], runs[r].first + b);
+                }
             }
             assert_int_equal(at, count);
             lli_free(runs);

@@ -828,10 +828,10 @@ test_cancels_while_everything_runs(void **state)
 
 struct hostile {
     const char *name;
-    uint8_t type;
     uint64_t position;
-    uint32_t bytes;
     uint64_t id;
+    uint32_t bytes;
+    uint8_t type;
 };
 
 static int
@@ -845,19 +845,19 @@ static void
 test_hostile_frames_end_the_stream_and_nothing_lands(void **state)
 {
     static const struct hostile frames[] = {
-        {"type 0", 0, 0, 10, 1},
-        {"another type", LLI_PING, 0, 0, 1},
-        {"a request", LLI_PULL, 0, 10, 1},
-        {"unknown type", 255, 0, 10, 1},
-        {"too long", LLI_DATA, 0, LLI_DATA_BODY_BYTES_MAX + 1, 1},
-        {"too long for nobody", LLI_DATA, 0, LLI_DATA_BODY_BYTES_MAX + 1, 2},
-        {"longest", LLI_DATA, 0, UINT32_MAX, 1},
-        {"beyond the end", LLI_DATA, 2000, 1, 1},
-        {"over the end", LLI_DATA, 1999, 2, 1},
-        {"far beyond", LLI_DATA, UINT64_MAX, 1, 1},
-        {"wraps around", LLI_DATA, UINT64_MAX - 5, 10, 1},
-        {"empty beyond the end", LLI_DATA, 2001, 0, 1},
-        {"longer than all", LLI_DATA, 0, 2001, 1},
+        {"type 0", 0, 1, 10, 0},
+        {"another type", 0, 1, 0, LLI_PING},
+        {"a request", 0, 1, 10, LLI_PULL},
+        {"unknown type", 0, 1, 10, 255},
+        {"too long", 0, 1, LLI_DATA_BODY_BYTES_MAX + 1, LLI_DATA},
+        {"too long for nobody", 0, 2, LLI_DATA_BODY_BYTES_MAX + 1, LLI_DATA},
+        {"longest", 0, 1, UINT32_MAX, LLI_DATA},
+        {"beyond the end", 2000, 1, 1, LLI_DATA},
+        {"over the end", 1999, 1, 2, LLI_DATA},
+        {"far beyond", UINT64_MAX, 1, 1, LLI_DATA},
+        {"wraps around", UINT64_MAX - 5, 1, 10, LLI_DATA},
+        {"empty beyond the end", 2001, 1, 0, LLI_DATA},
+        {"longer than all", 0, 1, 2001, LLI_DATA},
     };
     (void)state;
     for (size_t i = 0; i < LLI_COUNT(frames); i++) {
