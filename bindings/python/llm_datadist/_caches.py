@@ -1,0 +1,222 @@
+"""Caches as Python holds them, and the table of their keys."""
+
+import threading
+import typing
+import weakref
+
+import numpy as np
+
+from . import _core
+from ._check import check_isinstance, check_uint32, check_uint64
+from ._status import LLMStatusCode, raise_if_false
+from ._types import (BlocksCacheKey, CacheDesc, CacheKey, INVALID_ID, Placement, view_dtype)
+
+if typing.TYPE_CHECKING:
+    from ._managers import _Manager
+
+
+def native_struct(desc: CacheDesc, addrs: typing.Sequence[int], cache_id: int = -1
+                  ) -> _core.NativeCache:
+    return _core.NativeCache(desc.num_tensors, desc.shape, desc.data_type.value,
+                             int(desc.placement), addrs, cache_id)
+
+
+class _AnyCache:
+    """What Cache and KvCache share."""
+
+    def __init__(self, desc: CacheDesc, native: _core.NativeCache, is_blocks: bool,
+                 manager: typing.Optional["_Manager"], memory: object = None) -> None:
+        self._desc = desc
+        self._native: typing.Optional[_core.NativeCache] = native
+        self._cache_id: int = native.struct.cache_id
+        self._addrs: typing.List[int] = list(native.addrs)
+        self._is_blocks = is_blocks
+        self._manager = None if manager is None else weakref.ref(manager)
+        # Memory of Python's, which lives as long as this object and the views of it.
+        self._memory = memory
+
+    @property
+    def cache_id(self) -> int:
+        """The id by which peers name the cache, from 1 on; -1 for a CPU cache."""
+        return self._cache_id
+
+    @property
+    def cache_desc(self) -> CacheDesc:
+        return self._desc
+
+    def numpy(self, tensor_index: int = 0, device_index: int = 0) -> np.ndarray:
+        """One tensor as a writable array over the cache's own memory: nothing is copied.
+
+        The array has the cache's shape and type (bfloat16 shows as uint16), and speaks DLPack:
+        torch.from_dlpack(cache.numpy(0)) has the same address.  It keeps the cache from being freed
+        by the garbage collector, but must not be used any more once the cache was deallocated, or the
+        engine finalized.
+        """
+        check_uint32("tensor_index", tensor_index)
+        raise_if_false(tensor_index < self._desc.num_tensors,
+                       "tensor_index {} is out of range [0, {})", tensor_index,
+                       self._desc.num_tensors)
+        at = device_index * self._desc.num_tensors + tensor_index
+        raise_if_false(0 <= at < len(self._addrs),
+                       "the cache has no memory on device {}", device_index)
+        return _core.view(self, self._addrs[at], self._desc.shape, view_dtype(self._desc.data_type))
+
+    def _spend(self) -> None:
+        self._native = None
+        self._addrs = []
+
+    def _struct(self) -> _core.NativeCache:
+        raise_if_false(self._native is not None, "the cache {} was deallocated", self._cache_id,
+                       status_code=LLMStatusCode.LLM_KV_CACHE_NOT_EXIST)
+        return typing.cast(_core.NativeCache, self._native)
+
+    def __enter__(self) -> "_AnyCache":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        manager = self._manager() if self._manager is not None else None
+        if manager is not None and manager.is_initialized() and self._native is not None:
+            manager._release(self)
+
+    def __repr__(self) -> str:
+        kind = "blocks " if self._is_blocks else ""
+        return f"{type(self).__name__}({kind}cache {self._cache_id}, {self._desc!r})"
+
+
+class Cache(_AnyCache):
+    """A cache of v2 mode, made by CacheManager."""
+
+    @property
+    def tensor_addrs(self) -> typing.List[int]:
+        """One address per tensor."""
+        return list(self._addrs)
+
+    @property
+    def is_blocks_cache(self) -> bool:
+        return self._is_blocks
+
+    @classmethod
+    def create_cpu_cache(cls, cache_desc: CacheDesc, addrs: typing.Sequence[int]) -> "Cache":
+        """A description of host memory of the caller's, for copy_* and swap_blocks."""
+        check_isinstance("cache_desc", cache_desc, CacheDesc, allow_none=False)
+        flat = _check_cpu_addrs(cache_desc, addrs)
+        return cls(cache_desc, native_struct(cache_desc, flat), True, None)
+
+
+class KvCache(_AnyCache):
+    """A cache of v1 mode, made by KvCacheManager.  When the last reference goes, it is deallocated."""
+
+    @property
+    def per_device_tensor_addrs(self) -> typing.List[typing.List[int]]:
+        """For each device the addresses of its tensors; [] once the cache was deallocated."""
+        count = self._desc.num_tensors
+        return [self._addrs[i:i + count] for i in range(0, len(self._addrs), count)]
+
+    @classmethod
+    def create_cpu_cache(cls, cache_desc: CacheDesc,
+                         addrs: typing.Union[typing.List[int], typing.List[typing.List[int]]]
+                         ) -> "KvCache":
+        """A description of host memory of the caller's, for swap_blocks."""
+        check_isinstance("cache_desc", cache_desc, CacheDesc, allow_none=False)
+        flat = _check_cpu_addrs(cache_desc, addrs)
+        return cls(cache_desc, native_struct(cache_desc, flat), True, None)
+
+    def __del__(self) -> None:
+        manager = getattr(self, "_manager", None)
+        manager = manager() if manager is not None else None
+        if manager is None or self._native is None or not manager.is_initialized():
+            return
+        try:
+            manager._release(self)
+        except Exception:  # pylint: disable=broad-except # the interpreter may be going down
+            pass
+
+
+def _check_cpu_addrs(desc: CacheDesc, addrs: typing.Any) -> typing.List[int]:
+    raise_if_false(desc.placement == Placement.HOST, "a cpu cache's placement must be HOST")
+    check_isinstance("addrs", addrs, [list, tuple], [int, list, tuple], allow_none=False)
+    raise_if_false(len(addrs) > 0, "addrs must not be empty")
+    nested = isinstance(addrs[0], (list, tuple))
+    raise_if_false(all(isinstance(one, (list, tuple)) == nested for one in addrs),
+                   "the types of addrs should be consistent")
+    devices = addrs if nested else [addrs]
+    flat: typing.List[int] = []
+    for one in devices:
+        raise_if_false(len(one) == desc.num_tensors, "there are {} addrs, expected {}", len(one),
+                       desc.num_tensors)
+        for addr in one:
+            check_uint64("addrs", addr)
+        flat += one
+    return flat
+
+
+class _Entry:
+    """What keeps one cache's memory: its id until it is deallocated, and its keys."""
+
+    def __init__(self) -> None:
+        self.has_id = True
+        self.keys: typing.Set[tuple] = set()
+
+
+class KeyTable:
+    """This process' keys.  The C library doesn't know them yet: peers can't ask for them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._entries: typing.Dict[int, _Entry] = {}
+        self._owners: typing.Dict[tuple, int] = {}
+
+    @staticmethod
+    def _name(key: typing.Union[CacheKey, BlocksCacheKey]) -> typing.Optional[tuple]:
+        if isinstance(key, BlocksCacheKey):
+            return ("blocks", key.model_id)
+        if key.prefix_id != INVALID_ID:
+            return ("prefix", key.prefix_id, key.model_id)
+        return None if key.req_id == INVALID_ID else ("request", key.req_id, key.model_id)
+
+    def check(self, keys: typing.Sequence[typing.Union[CacheKey, BlocksCacheKey]]) -> None:
+        """Raises if a key is bound already."""
+        with self._lock:
+            for key in keys:
+                owner = self._owners.get(self._name(key)) if self._name(key) else None
+                raise_if_false(owner is None, "{} is bound to cache {} already", key, owner,
+                               status_code=LLMStatusCode.LLM_CACHE_KEY_EXIST)
+
+    def add(self, cache_id: int, keys: typing.Sequence[typing.Union[CacheKey, BlocksCacheKey]]
+            ) -> None:
+        with self._lock:
+            entry = self._entries.setdefault(cache_id, _Entry())
+            for key in keys:
+                name = self._name(key)
+                if name is not None:
+                    self._owners[name] = cache_id
+                    entry.keys.add(name)
+
+    def drop_key(self, key: typing.Union[CacheKey, BlocksCacheKey]) -> typing.Optional[int]:
+        """The cache that nothing keeps any more, if there is one."""
+        with self._lock:
+            cache_id = self._owners.pop(self._name(key), None)
+            if cache_id is None:
+                return None
+            entry = self._entries[cache_id]
+            entry.keys.discard(self._name(key))
+            return self._end(cache_id, entry)
+
+    def drop_id(self, cache_id: int, with_keys: bool) -> bool:
+        """Whether the cache's memory may go now."""
+        with self._lock:
+            entry = self._entries.get(cache_id)
+            if entry is None:
+                return True
+            entry.has_id = False
+            if with_keys:
+                for name in entry.keys:
+                    del self._owners[name]
+                entry.keys.clear()
+            return self._end(cache_id, entry) is not None
+
+    def _end(self, cache_id: int, entry: _Entry) -> typing.Optional[int]:
+        if entry.has_id or entry.keys:
+            return None
+        del self._entries[cache_id]
+        return cache_id

@@ -1,0 +1,368 @@
+"""LLMDataDist, the face of both modes."""
+
+import atexit
+import itertools
+import os
+import time
+import typing
+import weakref
+
+from . import _core, _meeting
+from ._check import check_dict, check_int32, check_isinstance, check_uint32, check_uint64
+from ._config import (C_LISTEN_IP_INFO, EngineOptions, LISTEN_IP_INFO, read_options)
+from ._managers import CacheManager, KvCacheManager
+from ._status import (LLMException, LLMStatusCode, handle_llm_status, last_error, log,
+                      raise_if_false, raise_if_true)
+from ._types import LLMClusterInfo, LLMRole, RegisterMemStatus, ip_to_text
+
+Clusters = typing.Union[typing.List[LLMClusterInfo], typing.Tuple[LLMClusterInfo, ...]]
+Results = typing.Tuple[LLMStatusCode, typing.List[LLMStatusCode]]
+
+_alive: "weakref.WeakSet[LLMDataDist]" = weakref.WeakSet()
+_comm_ids = itertools.count(1)
+
+
+class _Comm:
+    """The links that one call of link() made."""
+
+    def __init__(self, name: str, peers: typing.Dict[int, typing.Optional[_core.Peer]]) -> None:
+        self.name = name
+        self.peers = peers  # cluster id -> how it was linked, None if the peer has linked
+        self.seen: typing.Set[int] = set()  # that were ready once
+
+
+class LLMDataDist:
+    """One cluster: an engine with caches, and links to other clusters.
+
+        prompt = LLMDataDist(LLMRole.PROMPT, 1)
+        config = LLMConfig()
+        config.device_id = 0
+        config.listen_ip_info = "127.0.0.1:26000"
+        prompt.init(config.generate_options())
+        cache = prompt.kv_cache_manager.allocate_blocks_cache(
+            CacheDesc(2, [8, 1024], DataType.DT_FLOAT16))
+        cache.numpy(0)[:] = 1
+
+    A process may have several of them.  `with LLMDataDist(...) as datadist:` finalizes at the end.
+    In v1 mode (`kv_cache_manager`) the library allocates caches and roles are strict; in v2 mode
+    (`cache_manager`, with the option llm.EnableCacheManager "1") the caller registers memory and any side
+    links, pulls and pushes.
+    """
+
+    def __init__(self, role: typing.Optional[LLMRole], cluster_id: int) -> None:
+        check_isinstance("role", role, LLMRole)
+        check_uint64("cluster_id", cluster_id)
+        self._role = role
+        self._cluster_id = cluster_id
+        self._engine: typing.Optional[_core.Engine] = None
+        self._options: typing.Optional[EngineOptions] = None
+        self._kv_cache_manager: typing.Optional[KvCacheManager] = None
+        self._cache_manager: typing.Optional[CacheManager] = None
+        self._comms: typing.Dict[int, _Comm] = {}
+
+    # ---- life cycle ----
+
+    def init(self, options: typing.Dict[str, str]) -> None:
+        """Opens devices, pools and, for a prompt, the listener.  `options` is only read.
+
+        On an initialized instance this does nothing.
+        """
+        if self._engine is not None:
+            return
+        check_dict("options", options, str, str)
+        role = self._known_role()
+        read = read_options(options, role == LLMRole.PROMPT, os.environ)
+        engine = _core.Engine(self._cluster_id, int(role))
+        engine.initialize(read.native)
+        self._engine, self._options = engine, read
+        if read.cache_manager:
+            self._cache_manager = CacheManager(engine, read, role)
+        else:
+            self._kv_cache_manager = KvCacheManager(engine, read, role)
+        _alive.add(self)
+
+    def _known_role(self) -> LLMRole:
+        raise_if_false(self._role is not None, "role is required")
+        return typing.cast(LLMRole, self._role)
+
+    def finalize(self) -> None:
+        """Ends links and caches.  Never beside other calls; again, or before init, it does nothing."""
+        if self._engine is None:
+            return
+        for manager in (self._kv_cache_manager, self._cache_manager):
+            if manager is not None:
+                manager._end()
+        engine, self._engine = self._engine, None
+        self._kv_cache_manager = self._cache_manager = None
+        self._comms.clear()
+        _alive.discard(self)
+        engine.finalize()
+
+    def __enter__(self) -> "LLMDataDist":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.finalize()
+
+    def _ready(self) -> _core.Engine:
+        if self._engine is None:
+            raise RuntimeError("llm datadist is not initialized")
+        return self._engine
+
+    def _mode(self) -> EngineOptions:
+        self._ready()
+        return typing.cast(EngineOptions, self._options)
+
+    @property
+    def cluster_id(self) -> int:
+        return self._cluster_id
+
+    @property
+    def role(self) -> typing.Optional[LLMRole]:
+        return self._role
+
+    @property
+    def kv_cache_manager(self) -> KvCacheManager:
+        """Caches and transfers of v1 mode."""
+        raise_if_true(self._mode().cache_manager,
+                      "kv_cache_manager is not supported when llm.EnableCacheManager is 1")
+        return typing.cast(KvCacheManager, self._kv_cache_manager)
+
+    @property
+    def cache_manager(self) -> CacheManager:
+        """Caches and transfers of v2 mode."""
+        raise_if_false(self._mode().cache_manager,
+                       "cache_manager is not supported unless llm.EnableCacheManager is 1")
+        return typing.cast(CacheManager, self._cache_manager)
+
+    def switch_role(self, role: LLMRole,
+                    switch_options: typing.Optional[typing.Dict[str, str]] = None) -> None:
+        """Changes the role; caches stay.  To become a prompt: {"llm.listenIpInfo": "ip:port"}.
+
+        v1 mode needs llm.EnableSwitchRole.  In v2 mode the listener follows the option: with it the
+        instance listens there, without it no more.
+        """
+        check_isinstance("role", role, LLMRole, allow_none=False)
+        check_dict("switch_options", switch_options, str, str, allow_none=True)
+        mode = self._mode()
+        given = switch_options or {}
+        listen = given.get(LISTEN_IP_INFO, given.get(C_LISTEN_IP_INFO))
+        if mode.cache_manager:
+            raise_if_true(mode.hixl and listen is not None and listen != mode.listen,
+                          "the listener can't be changed with llm.TransferBackend hixl")
+            if mode.hixl:
+                listen = mode.listen
+        else:
+            raise_if_true(role == self._role, "the role is {} already", role)
+            raise_if_true(role == LLMRole.PROMPT and not listen,
+                          "to become a prompt, switch_options needs {}", LISTEN_IP_INFO)
+        self._ready().set_role(int(role), {} if not listen else {C_LISTEN_IP_INFO: listen})
+        self._role = role
+        for manager in (self._kv_cache_manager, self._cache_manager):
+            if manager is not None:
+                manager._role = role
+
+    # ---- links ----
+
+    @staticmethod
+    def _peers(clusters: Clusters, with_local: bool) -> typing.List[_core.Peer]:
+        return [_core.Peer(one.remote_cluster_id, 0,
+                           [(ip_to_text(ip), port) for ip, port in one.local_ip_info_list]
+                           if with_local else [],
+                           [(ip_to_text(ip), port) for ip, port in one.remote_ip_info_list])
+                for one in clusters]
+
+    @staticmethod
+    def _check_link_arguments(clusters: Clusters, timeout: int) -> None:
+        check_isinstance("clusters", clusters, [list, tuple], LLMClusterInfo, allow_none=False)
+        check_int32("timeout", timeout)
+        raise_if_false(timeout > 0, "timeout {} must be more than 0", timeout)
+
+    def link_clusters(self, clusters: Clusters, timeout: int = 3000) -> Results:
+        """Links to clusters that listen; `timeout` in milliseconds, for all of them.
+
+        Returns (overall, [one code per cluster]): failures are returned, not raised.  In v1 mode only
+        a decoder links.
+        """
+        self._check_link_arguments(clusters, timeout)
+        engine, mode = self._ready(), self._mode()
+        if mode.cache_manager:
+            for one in clusters:
+                raise_if_false(one.remote_ip_info_list, "{} needs remote_ip_info", one)
+                raise_if_false(one.local_ip_info_list or mode.has_local_comm_res,
+                               "{} needs local_ip_info", one)
+        overall, codes, error = engine.link(self._peers(clusters, True), timeout)
+        if overall != LLMStatusCode.LLM_SUCCESS:
+            log.error("link_clusters failed, error code is %s, %s", overall, error)
+        return overall, codes
+
+    def unlink_clusters(self, clusters: Clusters, timeout: int = 3000, force: bool = False
+                        ) -> Results:
+        """Ends links; returns as link_clusters.  `force` drops this side's half only."""
+        self._check_link_arguments(clusters, timeout)
+        check_isinstance("force", force, bool, allow_none=False)
+        engine, mode = self._ready(), self._mode()
+        overall, codes, error = engine.unlink(self._peers(clusters, not mode.cache_manager), timeout,
+                                              force)
+        if overall != LLMStatusCode.LLM_SUCCESS:
+            log.error("unlink_clusters failed, error code is %s, %s", overall, error)
+        return overall, codes
+
+    def check_link_status(self, remote_cluster_id: int) -> None:
+        """Raises LLMException unless the link to this cluster works: LLM_NOT_YET_LINK without a link,
+        LLM_LINK_FAILED for one that is broken (unlink, then link again).  v1 mode, decoders."""
+        check_uint64("remote_cluster_id", remote_cluster_id)
+        engine, mode = self._ready(), self._mode()
+        raise_if_true(mode.cache_manager,
+                      "check_link_status is not supported when llm.EnableCacheManager is 1")
+        raise_if_false(self._role == LLMRole.DECODER, "check_link_status is not supported by {}",
+                       self._role)
+        info = engine.link_info(remote_cluster_id)
+        raise_if_true(info is None, "there is no link to cluster {}", remote_cluster_id,
+                      status_code=LLMStatusCode.LLM_NOT_YET_LINK)
+        assert info is not None
+        raise_if_false(info["state"] == "ready", "the link to cluster {} is broken: {}",
+                       remote_cluster_id, info["reason"], status_code=LLMStatusCode.LLM_LINK_FAILED)
+
+    def link(self, comm_name: str, cluster_rank_info: typing.Dict[int, int], rank_table: str) -> int:
+        """Links 2 to 4 clusters with each other; all of them call this with the same arguments.
+
+        cluster_rank_info: {cluster id: rank}, in the order of the ranks.  rank_table: JSON; where the
+        members meet follows from it (help("llm_datadist._meeting")).  Returns the id for unlink.  Waits
+        llm.LinkTotalTime seconds for the others.
+        """
+        check_isinstance("comm_name", comm_name, str, allow_none=False)
+        check_dict("cluster_rank_info", cluster_rank_info, int, int)
+        check_isinstance("rank_table", rank_table, str, allow_none=False)
+        engine, mode = self._ready(), self._mode()
+        raise_if_false(mode.cache_manager, "link needs llm.EnableCacheManager to be 1")
+        raise_if_false(0 < len(comm_name) < 128, "comm_name must have 1 to 127 characters")
+        for cluster, rank in cluster_rank_info.items():
+            check_uint64("cluster id", cluster)
+            check_uint32("rank", rank)
+        ranks = list(cluster_rank_info.values())
+        raise_if_false(2 <= len(ranks) <= 4, "cluster_rank_info must have 2 to 4 members")
+        raise_if_false(all(a < b for a, b in zip(ranks, ranks[1:])), "ranks must be ascending")
+        raise_if_false(self._cluster_id in cluster_rank_info,
+                       "cluster_rank_info lacks this cluster, {}", self._cluster_id)
+        for cluster in cluster_rank_info:
+            info = engine.link_info(cluster) if cluster != self._cluster_id else None
+            raise_if_true(info is not None and info["state"] == "ready",
+                          "there is a link to cluster {} already", cluster,
+                          status_code=LLMStatusCode.LLM_ALREADY_LINK)
+        deadline = time.monotonic() + mode.link_timeout_s
+        comm = self._meet_and_link(engine, comm_name, cluster_rank_info, rank_table, deadline)
+        comm_id = next(_comm_ids)
+        self._comms[comm_id] = comm
+        self.cache_manager._linked = True
+        return comm_id
+
+    def _meet_and_link(self, engine: _core.Engine, comm_name: str, members: typing.Dict[int, int],
+                       rank_table: str, deadline: float) -> _Comm:
+        addresses = _meeting.member_addresses(rank_table, members.values())
+        digest = _meeting.digest_of(comm_name, members, rank_table)
+        rank = members[self._cluster_id]
+        own = (self._cluster_id, self._listen_address(engine, addresses[rank]))
+        first = min(addresses)
+        if rank == first:
+            table = _meeting.host(addresses[rank], digest, rank, own, list(addresses), deadline)
+        else:
+            table = _meeting.attend(addresses[first], digest, rank, own, deadline)
+        peers: typing.Dict[int, typing.Optional[_core.Peer]] = {}
+        for other, (cluster, address) in table.items():
+            if other != rank:
+                peers[cluster] = _core.Peer(cluster, 0, [], [address]) if other < rank else None
+        mine = [peer for peer in peers.values() if peer is not None]
+        if mine:
+            left_ms = max(1, int((deadline - time.monotonic()) * 1000))
+            overall, codes, error = engine.link(mine, min(left_ms, 2**31 - 1))
+            if overall != LLMStatusCode.LLM_SUCCESS:
+                made = [one for one, code in zip(mine, codes) if code == LLMStatusCode.LLM_SUCCESS]
+                if made:
+                    engine.unlink(made, 1000, False)
+                handle_llm_status(overall, "link", error)
+        return _Comm(comm_name, peers)
+
+    def _listen_address(self, engine: _core.Engine, ip: str) -> typing.Tuple[str, int]:
+        """Where this engine can be reached; it begins to listen if it doesn't."""
+        listen = self._mode().listen
+        if listen:
+            at = listen.rsplit(":", 1)[0]
+            return (ip if at == "0.0.0.0" else at, engine.listen_port())
+        try:
+            return ip, engine.listen_port()
+        except LLMException:
+            pass  # not yet
+        role = int(self._known_role())
+        try:
+            engine.set_role(role, {C_LISTEN_IP_INFO: f"{ip}:0"})
+        except LLMException as error:
+            if error.status_code != LLMStatusCode.LLM_FAILED:
+                raise
+            # Not an address of this machine's, as behind a translation.
+            engine.set_role(role, {C_LISTEN_IP_INFO: "0.0.0.0:0"})
+        return ip, engine.listen_port()
+
+    def _comm(self, comm_id: int) -> _Comm:
+        check_uint64("comm_id", comm_id)
+        self._ready()
+        raise_if_false(comm_id in self._comms, "there is no comm {}", comm_id)
+        return self._comms[comm_id]
+
+    def unlink(self, comm_id: int) -> None:
+        """Ends the links that link() made; every member calls it."""
+        comm = self._comm(comm_id)
+        engine = self._ready()
+        # Ours we end in good order; of the others' we drop our half, if they haven't ended them yet.
+        good = (LLMStatusCode.LLM_SUCCESS, LLMStatusCode.LLM_NOT_YET_LINK,
+                LLMStatusCode.LLM_NOTIFY_PROMPT_UNLINK_FAILED, LLMStatusCode.LLM_TIMEOUT)
+        for cluster, peer in comm.peers.items():
+            if peer is not None:
+                _, codes, error = engine.unlink([peer], 3000, False)
+            else:
+                _, codes, error = engine.unlink([_core.Peer(cluster, 0, [], [])], 3000, True)
+            if codes[0] not in good:
+                handle_llm_status(int(codes[0]), "unlink", error or last_error())
+        del self._comms[comm_id]
+
+    def query_register_mem_status(self, comm_id: int) -> RegisterMemStatus:
+        """OK when all members of link() are linked, PREPARING until then, FAILED if one is lost."""
+        comm = self._comm(comm_id)
+        engine = self._ready()
+        status = RegisterMemStatus.OK
+        for cluster in comm.peers:
+            info = engine.link_info(cluster)
+            if info is not None and info["state"] == "ready":
+                comm.seen.add(cluster)
+            elif info is not None or cluster in comm.seen:
+                return RegisterMemStatus.FAILED
+            else:
+                status = RegisterMemStatus.PREPARING
+        return status
+
+    # ---- looking inside; the original has none of it ----
+
+    def listen_port(self, device_index: int = 0) -> int:
+        """The port at which device number `device_index` listens, also when 0 was asked for."""
+        check_uint32("device_index", device_index)
+        return self._ready().listen_port(device_index)
+
+    def links(self) -> typing.List[int]:
+        """The ids of the linked clusters."""
+        return self._ready().links()
+
+    def link_info(self, cluster_id: int) -> typing.Optional[typing.Dict[str, typing.Any]]:
+        """"state" ("ready" or "broken"), "transport" and "reason" of a link; None without one."""
+        check_uint64("cluster_id", cluster_id)
+        return self._ready().link_info(cluster_id)
+
+
+def _finalize_forgotten() -> None:
+    for datadist in list(_alive):
+        try:
+            datadist.finalize()
+        except LLMException:
+            pass
+
+
+atexit.register(_finalize_forgotten)
