@@ -7,218 +7,7 @@
 #include "base/mem.h"
 #include "base/os.h"
 #include "transfer/copies.h"
-#include "transfer/source.h"
-#include "transport/crew.h"
-#include "transport/mapped.h"
-
-// ---- describing a transfer ----
-
-// The peer's side, but for its blocks.
-static struct lli_request
-request_without_blocks(const struct lli_transfer_args *args)
-{
-    return (struct lli_request){
-        .push = args->push,
-        .version_2 = args->version_2,
-        .kind = args->kind,
-        .cache_id = args->remote_cache_id,
-        .first_tensor = args->remote_first_tensor,
-        .num_tensors = args->num_tensors,
-        .all_tensors = args->all_tensors,
-        .tensors_per_layer = args->tensors_per_layer,
-        .stride = args->cache->geometry.stride,
-        .slot = args->remote_slot,
-        .bytes = args->bytes,
-    };
-}
-
-// The peer's side; the runs are the request's to free.
-static llm_status
-make_request(const struct lli_transfer_args *args, struct lli_request *ret_request)
-{
-    struct lli_request request = request_without_blocks(args);
-    if (args->kind == LLI_REQUEST_BLOCKS)
-        LLI_TRY(lli_block_runs_merge(args->remote_blocks, args->num_blocks, &request.runs,
-                                     &request.num_runs));
-    *ret_request = request;
-    return LLM_SUCCESS;
-}
-
-static uint64_t
-find_last_block(const uint64_t *blocks, size_t num_blocks)
-{
-    uint64_t last = 0;
-    for (size_t i = 0; i < num_blocks; i++)
-        last = lli_max(last, blocks[i]);
-    return last;
-}
-
-static size_t
-num_local_tensors(const struct lli_transfer_args *args)
-{
-    return (size_t)args->num_tensors * args->cache->num_devices;
-}
-
-static llm_status
-no_memory(void)
-{
-    return lli_fail(LLM_OUT_OF_MEMORY, "transfer", "no memory to describe the transfer");
-}
-
-// The addresses of the selected local tensors, for every device.
-static llm_status
-find_local_tensors(const struct lli_transfer_args *args, uintptr_t **ret_tensors)
-{
-    const struct lli_cache *cache = args->cache;
-    uintptr_t *tensors = lli_malloc(num_local_tensors(args) * sizeof(*tensors));
-    if (tensors == NULL)
-        return no_memory();
-    for (size_t device = 0; device < cache->num_devices; device++) {
-        for (uint32_t i = 0; i < args->num_tensors; i++) {
-            size_t index = device * cache->geometry.num_tensors + args->local_first_tensor + i;
-            tensors[device * args->num_tensors + i] = cache->addresses[index];
-        }
-    }
-    *ret_tensors = tensors;
-    return LLM_SUCCESS;
-}
-
-// From the peer's tensors to ours.
-static llm_status
-plan_pull(const struct lli_transfer_args *args, const struct lli_geometry *remote,
-          struct lli_plan *ret_plan)
-{
-    uint64_t stride = args->cache->geometry.stride;
-    if (args->kind == LLI_REQUEST_SLOT)
-        return lli_plan_slot(ret_plan, num_local_tensors(args), args->remote_slot * remote->stride,
-                             args->local_slot * stride, args->bytes);
-    return lli_plan_blocks(ret_plan, num_local_tensors(args), args->remote_blocks,
-                           args->local_blocks, args->num_blocks, stride);
-}
-
-// Our side alone.
-static llm_status
-plan_own_side(const struct lli_transfer_args *args, struct lli_plan *ret_plan)
-{
-    uint64_t stride = args->cache->geometry.stride;
-    if (args->kind == LLI_REQUEST_SLOT)
-        return lli_plan_slot(ret_plan, num_local_tensors(args), args->local_slot * stride,
-                             args->local_slot * stride, args->bytes);
-    return lli_plan_blocks(ret_plan, num_local_tensors(args), args->local_blocks,
-                           args->local_blocks, args->num_blocks, stride);
-}
-
-static llm_status
-explain(const struct lli_transfer_args *args, llm_status status, const char *why)
-{
-    return lli_fail(status, "transfer", "%s cluster %llu: %s", args->push ? "push to" : "pull from",
-                    (unsigned long long)args->cluster_id, why);
-}
-
-// Opens the peer's cache for reading by this process.
-static llm_status
-open_source(struct lli_link *link, const struct lli_transfer_args *args,
-            struct lli_source_cache *ret_source)
-{
-    // All that must be known of the blocks here is whether they exist.
-    struct lli_block_run extent = {.count = 1};
-    struct lli_request request = request_without_blocks(args);
-    char why[LLI_REASON_BYTES];
-    if (args->kind == LLI_REQUEST_BLOCKS) {
-        extent.first = find_last_block(args->remote_blocks, args->num_blocks);
-        request.runs = &extent;
-        request.num_runs = 1;
-    }
-    llm_status status = lli_source_open(link, &request, ret_source, why, sizeof(why));
-    return status == LLM_SUCCESS ? status : explain(args, status, why);
-}
-
-// ---- a pull on one host, in the caller's thread ----
-
-static llm_status
-copy_entered(const struct lli_transfer_args *args, struct lli_source_cache *source,
-             const struct lli_plan *plan, const uintptr_t *tensors, int *ret_error)
-{
-    struct lli_mapped_copy copy;
-    lli_mapped_copy_init(&copy, plan, source->tensors, tensors);
-    copy.pid = source->pid;
-    bool in_time = lli_crew_copy(source->link->node->crew, &copy, args->deadline_ns);
-    *ret_error = copy.error;
-    if (in_time)
-        return LLM_SUCCESS;
-    return lli_fail(LLM_WAIT_PROC_TIMEOUT, "transfer",
-                    "pull from cluster %llu: the time was up after %llu of %llu bytes",
-                    (unsigned long long)args->cluster_id, (unsigned long long)copy.position,
-                    (unsigned long long)plan->total_bytes);
-}
-
-static llm_status
-enter_waiting(const struct lli_transfer_args *args, struct lli_source_cache *source)
-{
-    char why[LLI_REASON_BYTES];
-    llm_status status = lli_source_enter(source, why, sizeof(why));
-    while (status == LLM_LINK_BUSY && lli_now_ns() < args->deadline_ns) {
-        sched_yield();
-        status = lli_source_enter(source, why, sizeof(why));
-    }
-    if (status == LLM_LINK_BUSY)
-        status = LLM_WAIT_PROC_TIMEOUT;
-    return status == LLM_SUCCESS ? status : explain(args, status, why);
-}
-
-static llm_status
-copy_from(const struct lli_transfer_args *args, struct lli_source_cache *source,
-          const struct lli_plan *plan, const uintptr_t *tensors)
-{
-    int error = 0;
-    char why[LLI_REASON_BYTES];
-    llm_status status = enter_waiting(args, source);
-    if (status == LLM_SUCCESS)
-        status = copy_entered(args, source, plan, tensors, &error);
-    llm_status after = lli_source_close(source, error, why, sizeof(why));
-    if (status == LLM_SUCCESS && after != LLM_SUCCESS)
-        return explain(args, after, why);
-    return status;
-}
-
-struct notice {
-    struct lli_link *link;
-    const struct lli_transfer_args *args;
-};
-
-static void
-send_notice(void *arg)
-{
-    struct notice *notice = arg;
-    lli_link_send(notice->link, LLI_NOTIFY, 0, notice->args->notification,
-                  notice->args->notification_bytes);
-}
-
-static llm_status
-pull_here(struct lli_link *link, const struct lli_transfer_args *args)
-{
-    struct lli_source_cache source;
-    struct lli_plan plan = {0};
-    uintptr_t *tensors = NULL;
-    char why[LLI_REASON_BYTES];
-    LLI_TRY(open_source(link, args, &source));
-    llm_status status = plan_pull(args, &source.remote.geometry, &plan);
-    if (status == LLM_SUCCESS)
-        status = find_local_tensors(args, &tensors);
-    if (status == LLM_SUCCESS)
-        status = copy_from(args, &source, &plan, tensors);
-    else
-        (void)lli_source_close(&source, 0, why, sizeof(why));
-    lli_plan_fini(&plan);
-    lli_free(tensors);
-    if (status == LLM_SUCCESS && args->notification != NULL) {
-        struct notice notice = {.link = link, .args = args};
-        lli_loop_call(link->node->loop, send_notice, &notice);
-    }
-    return status;
-}
-
-// ---- everything else ----
+#include "transfer/pull_here.h"
 
 struct transfer {
     _Atomic unsigned references; // the caller's, and the loop's until it has ended
@@ -549,20 +338,6 @@ lli_transfers_tick(struct lli_node *node, uint64_t now_ns)
 
 // ---- starting and waiting ----
 
-// On one host the peer fetches what is pushed from our memory.
-static llm_status
-describe_source(const struct lli_transfer_args *args, struct lli_request *request)
-{
-    request->fetch = true;
-    request->source_cache_id = args->cache->id;
-    request->source_first_tensor = args->local_first_tensor;
-    request->source_slot = args->local_slot;
-    if (args->kind == LLI_REQUEST_BLOCKS)
-        return lli_block_runs_merge(args->local_blocks, args->num_blocks, &request->source_runs,
-                                    &request->num_source_runs);
-    return LLM_SUCCESS;
-}
-
 static bool
 peer_can_fetch(const struct lli_link *link, const struct lli_transfer_args *args)
 {
@@ -577,16 +352,22 @@ can_copy(struct lli_link *link, const struct lli_transfer_args *args)
 }
 
 static llm_status
+no_memory(void)
+{
+    return lli_fail(LLM_OUT_OF_MEMORY, "transfer", "no memory to describe the transfer");
+}
+
+static llm_status
 prepare_copy(struct transfer *t, const struct lli_transfer_args *args)
 {
     char why[LLI_REASON_BYTES];
-    LLI_TRY(open_source(t->link, args, &t->copy.source));
+    LLI_TRY(lli_describe_source(t->link, args, &t->copy.source));
     lli_list_init(&t->copy.node);
     t->copy.done = copy_done;
     t->copying = true;
-    llm_status status = plan_pull(args, &t->copy.source.remote.geometry, &t->plan);
+    llm_status status = lli_describe_pull(args, &t->copy.source.remote.geometry, &t->plan);
     if (status == LLM_SUCCESS)
-        status = find_local_tensors(args, &t->tensors);
+        status = lli_describe_tensors(args, &t->tensors);
     if (status != LLM_SUCCESS)
         (void)lli_source_close(&t->copy.source, 0, why, sizeof(why));
     return status;
@@ -595,15 +376,15 @@ prepare_copy(struct transfer *t, const struct lli_transfer_args *args)
 static llm_status
 prepare_conversation(struct transfer *t, const struct lli_transfer_args *args)
 {
-    LLI_TRY(make_request(args, &t->request));
+    LLI_TRY(lli_describe_request(args, &t->request));
     if (args->push) {
         t->request.notification = args->notification;
         t->request.notification_bytes = (uint32_t)args->notification_bytes;
         if (peer_can_fetch(t->link, args))
-            return describe_source(args, &t->request);
+            return lli_describe_fetch(args, &t->request);
     }
-    LLI_TRY(find_local_tensors(args, &t->tensors));
-    return plan_own_side(args, &t->plan);
+    LLI_TRY(lli_describe_tensors(args, &t->tensors));
+    return lli_describe_side(args, &t->plan);
 }
 
 // A push carries its notification with the request, which outlives the caller's argument.
@@ -712,7 +493,7 @@ converse(struct lli_node *node, struct lli_link *link, const struct lli_transfer
         cancel_and_wait(node, t, LLM_WAIT_PROC_TIMEOUT);
     llm_status status = t->status;
     if (status != LLM_SUCCESS)
-        explain(args, status, t->text);
+        lli_describe_failure(args, status, t->text);
     put(t);
     return status;
 }
@@ -724,7 +505,7 @@ lli_transfer_run(struct lli_node *node, const struct lli_transfer_args *args)
     LLI_TRY(lli_links_acquire(node, args->cluster_id, &link));
     if (!can_copy(link, args))
         return converse(node, link, args);
-    llm_status status = pull_here(link, args);
+    llm_status status = lli_pull_here(link, args);
     lli_links_release(link);
     return status;
 }

@@ -6,31 +6,7 @@
 #define LLI_TRANSFER_H
 
 #include "link/link.h"
-#include "transfer/request.h"
-
-// What the caller asks for.  The local side has been checked.
-struct lli_transfer_args {
-    bool push;
-    bool version_2; // the peer answers by the rules of version 2
-    enum lli_request_kind kind;
-    uint64_t cluster_id;
-    int64_t remote_cache_id;
-    struct lli_cache *cache; // local, held by the caller during the call
-    uint32_t local_first_tensor;
-    uint32_t remote_first_tensor;
-    uint32_t num_tensors;
-    bool all_tensors;
-    uint32_t tensors_per_layer;
-    uint64_t local_slot; // kind slot
-    uint64_t remote_slot;
-    uint64_t bytes;
-    const uint64_t *local_blocks; // kind blocks
-    const uint64_t *remote_blocks;
-    size_t num_blocks;
-    uint64_t deadline_ns;
-    const void *notification; // for the peer, when all has arrived
-    size_t notification_bytes;
-};
+#include "transfer/describe.h"
 
 // Runs a transfer to its end.
 llm_status lli_transfer_run(struct lli_node *node, const struct lli_transfer_args *args);

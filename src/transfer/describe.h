@@ -1,0 +1,55 @@
+// What a caller asks for, turned into what travels and what is copied.
+#ifndef LLI_DESCRIBE_H
+#define LLI_DESCRIBE_H
+
+#include "link/link.h"
+#include "transfer/request.h"
+#include "transfer/source.h"
+
+// What the caller asks for.  The local side has been checked.
+struct lli_transfer_args {
+    bool push;
+    bool version_2; // the peer answers by the rules of version 2
+    enum lli_request_kind kind;
+    uint64_t cluster_id;
+    int64_t remote_cache_id;
+    struct lli_cache *cache; // local, held by the caller during the call
+    uint32_t local_first_tensor;
+    uint32_t remote_first_tensor;
+    uint32_t num_tensors;
+    bool all_tensors;
+    uint32_t tensors_per_layer;
+    uint64_t local_slot; // kind slot
+    uint64_t remote_slot;
+    uint64_t bytes;
+    const uint64_t *local_blocks; // kind blocks
+    const uint64_t *remote_blocks;
+    size_t num_blocks;
+    uint64_t deadline_ns;
+    const void *notification; // for the peer, when all has arrived
+    size_t notification_bytes;
+};
+
+// The request to the peer.  Its runs are the request's to free.
+llm_status lli_describe_request(const struct lli_transfer_args *args,
+                                struct lli_request *ret_request);
+// Adds to the request of a push what its receiver fetches from our memory, on one host.
+llm_status lli_describe_fetch(const struct lli_transfer_args *args, struct lli_request *request);
+
+// The addresses of the selected local tensors, for every device; the caller's to free.
+llm_status lli_describe_tensors(const struct lli_transfer_args *args, uintptr_t **ret_tensors);
+
+// The plan from the peer's tensors to ours; our side alone.
+llm_status lli_describe_pull(const struct lli_transfer_args *args,
+                             const struct lli_geometry *remote, struct lli_plan *ret_plan);
+llm_status lli_describe_side(const struct lli_transfer_args *args, struct lli_plan *ret_plan);
+
+// Opens the peer's cache for reading by this process.
+llm_status lli_describe_source(struct lli_link *link, const struct lli_transfer_args *args,
+                               struct lli_source_cache *ret_source);
+
+// Logs why a transfer failed, and returns the status.
+llm_status lli_describe_failure(const struct lli_transfer_args *args, llm_status status,
+                                const char *why);
+
+#endif
