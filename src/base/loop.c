@@ -100,21 +100,42 @@ free_dead(struct lli_loop *loop)
     }
 }
 
-// Runs what is queued now; returns true when the loop must end.
+// Moves all nodes of one list to the end of another, which is empty.
+static void
+take_all(struct lli_list *to, struct lli_list *from)
+{
+    lli_list_init(to);
+    LLI_LIST_FOR(node, from) {
+        lli_list_remove(node);
+        lli_list_append(to, node);
+    }
+}
+
+static void
+run_all(struct lli_list *tasks)
+{
+    while (!lli_list_empty(tasks)) {
+        struct lli_task *task = LLI_LIST_ENTRY(tasks->next, struct lli_task, node);
+        lli_list_remove(&task->node);
+        task->run(task);
+    }
+}
+
+// Runs what is queued now, and not what is queued meanwhile: callers who never stop must not keep the
+// loop from its sockets.  True when the loop must end, after everything has run.
 static bool
 run_tasks(struct lli_loop *loop)
 {
     for (;;) {
+        struct lli_list tasks;
         pthread_mutex_lock(&loop->lock);
-        if (lli_list_empty(&loop->tasks)) {
-            bool stopping = loop->stopping;
-            pthread_mutex_unlock(&loop->lock);
-            return stopping;
-        }
-        struct lli_task *task = LLI_LIST_ENTRY(loop->tasks.next, struct lli_task, node);
-        lli_list_remove(&task->node);
+        bool stopping = loop->stopping;
+        take_all(&tasks, &loop->tasks);
         pthread_mutex_unlock(&loop->lock);
-        task->run(task);
+        bool is_idle = lli_list_empty(&tasks);
+        run_all(&tasks);
+        if (!stopping || is_idle)
+            return stopping;
     }
 }
 
@@ -186,7 +207,9 @@ lli_loop_stop(struct lli_loop *loop)
 void
 lli_loop_close(struct lli_loop *loop)
 {
-    run_tasks(loop);
+    // What was queued after the end runs here.
+    loop->stopping = true;
+    (void)run_tasks(loop);
     lli_loop_remove(loop, &loop->wake);
     free_dead(loop);
     close(loop->epoll_fd);

@@ -413,7 +413,7 @@ lli_links_tick(struct lli_node *node)
             if (silent == NULL && is_silent(link)) {
                 silent = link;
                 lli_link_hold(link);
-            } else if (link->sent_tick + 1 < node->tick) {
+            } else if (node->tick - link->sent_tick >= lli_max(link->liveness_ticks / 3, 1)) {
                 lli_link_send(link, LLI_PING, 0, NULL, 0);
             }
         }

