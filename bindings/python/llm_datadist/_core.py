@@ -6,7 +6,6 @@ that is left behind and clears up.
 """
 
 import array
-import atexit
 import os
 import threading
 import typing
@@ -15,7 +14,7 @@ import weakref
 import numpy as np
 
 from ._native import ffi, lib
-from ._status import LLMException, LLMStatusCode, handle_llm_status, last_error, to_code
+from ._status import LLMStatusCode, handle_llm_status, last_error, to_code
 
 Blocks = typing.Union[typing.Sequence[int], range, "np.ndarray", "array.array"]
 
@@ -272,6 +271,8 @@ class Engine:
 
     def link_info(self, cluster_id: int) -> typing.Optional[typing.Dict[str, typing.Any]]:
         """None without a link; else its state ("ready" or "broken"), transport and reason."""
+        if cluster_id not in self.links():  # asking would log an error
+            return None
         info = ffi.new("llm_link_info *")
         info.struct_size = ffi.sizeof("llm_link_info")
         status = lib.llm_get_link_info(self._handle, cluster_id, info)

@@ -11,7 +11,7 @@ from . import _core, _meeting
 from ._check import check_dict, check_int32, check_isinstance, check_uint32, check_uint64
 from ._config import (C_LISTEN_IP_INFO, EngineOptions, LISTEN_IP_INFO, read_options)
 from ._managers import CacheManager, KvCacheManager
-from ._status import (LLMException, LLMStatusCode, handle_llm_status, last_error, log,
+from ._status import (LLMException, LLMStatusCode, handle_llm_status, log,
                       raise_if_false, raise_if_true)
 from ._types import LLMClusterInfo, LLMRole, RegisterMemStatus, ip_to_text
 
@@ -20,6 +20,9 @@ Results = typing.Tuple[LLMStatusCode, typing.List[LLMStatusCode]]
 
 _alive: "weakref.WeakSet[LLMDataDist]" = weakref.WeakSet()
 _comm_ids = itertools.count(1)
+
+# A source address that leaves the choice to the system.
+_FROM_ANYWHERE = [("0.0.0.0", 0)]
 
 
 class _Comm:
@@ -59,6 +62,7 @@ class LLMDataDist:
         self._kv_cache_manager: typing.Optional[KvCacheManager] = None
         self._cache_manager: typing.Optional[CacheManager] = None
         self._comms: typing.Dict[int, _Comm] = {}
+        self._listens = False
 
     # ---- life cycle ----
 
@@ -75,6 +79,7 @@ class LLMDataDist:
         engine = _core.Engine(self._cluster_id, int(role))
         engine.initialize(read.native)
         self._engine, self._options = engine, read
+        self._listens = bool(read.listen) and (read.cache_manager or role == LLMRole.PROMPT)
         if read.cache_manager:
             self._cache_manager = CacheManager(engine, read, role)
         else:
@@ -157,7 +162,7 @@ class LLMDataDist:
             raise_if_true(role == LLMRole.PROMPT and not listen,
                           "to become a prompt, switch_options needs {}", LISTEN_IP_INFO)
         self._ready().set_role(int(role), {} if not listen else {C_LISTEN_IP_INFO: listen})
-        self._role = role
+        self._role, self._listens = role, bool(listen)
         for manager in (self._kv_cache_manager, self._cache_manager):
             if manager is not None:
                 manager._role = role
@@ -165,10 +170,10 @@ class LLMDataDist:
     # ---- links ----
 
     @staticmethod
-    def _peers(clusters: Clusters, with_local: bool) -> typing.List[_core.Peer]:
+    def _peers(clusters: Clusters, version_2: bool) -> typing.List[_core.Peer]:
         return [_core.Peer(one.remote_cluster_id, 0,
                            [(ip_to_text(ip), port) for ip, port in one.local_ip_info_list]
-                           if with_local else [],
+                           or (_FROM_ANYWHERE if version_2 else []),
                            [(ip_to_text(ip), port) for ip, port in one.remote_ip_info_list])
                 for one in clusters]
 
@@ -191,7 +196,7 @@ class LLMDataDist:
                 raise_if_false(one.remote_ip_info_list, "{} needs remote_ip_info", one)
                 raise_if_false(one.local_ip_info_list or mode.has_local_comm_res,
                                "{} needs local_ip_info", one)
-        overall, codes, error = engine.link(self._peers(clusters, True), timeout)
+        overall, codes, error = engine.link(self._peers(clusters, mode.cache_manager), timeout)
         if overall != LLMStatusCode.LLM_SUCCESS:
             log.error("link_clusters failed, error code is %s, %s", overall, error)
         return overall, codes
@@ -202,7 +207,7 @@ class LLMDataDist:
         self._check_link_arguments(clusters, timeout)
         check_isinstance("force", force, bool, allow_none=False)
         engine, mode = self._ready(), self._mode()
-        overall, codes, error = engine.unlink(self._peers(clusters, not mode.cache_manager), timeout,
+        overall, codes, error = engine.unlink(self._peers(clusters, mode.cache_manager), timeout,
                                               force)
         if overall != LLMStatusCode.LLM_SUCCESS:
             log.error("unlink_clusters failed, error code is %s, %s", overall, error)
@@ -271,7 +276,7 @@ class LLMDataDist:
         peers: typing.Dict[int, typing.Optional[_core.Peer]] = {}
         for other, (cluster, address) in table.items():
             if other != rank:
-                peers[cluster] = _core.Peer(cluster, 0, [], [address]) if other < rank else None
+                peers[cluster] = _core.Peer(cluster, 0, _FROM_ANYWHERE, [address]) if other < rank else None
         mine = [peer for peer in peers.values() if peer is not None]
         if mine:
             left_ms = max(1, int((deadline - time.monotonic()) * 1000))
@@ -286,13 +291,11 @@ class LLMDataDist:
     def _listen_address(self, engine: _core.Engine, ip: str) -> typing.Tuple[str, int]:
         """Where this engine can be reached; it begins to listen if it doesn't."""
         listen = self._mode().listen
-        if listen:
+        if listen and self._listens:
             at = listen.rsplit(":", 1)[0]
             return (ip if at == "0.0.0.0" else at, engine.listen_port())
-        try:
+        if self._listens:
             return ip, engine.listen_port()
-        except LLMException:
-            pass  # not yet
         role = int(self._known_role())
         try:
             engine.set_role(role, {C_LISTEN_IP_INFO: f"{ip}:0"})
@@ -301,6 +304,7 @@ class LLMDataDist:
                 raise
             # Not an address of this machine's, as behind a translation.
             engine.set_role(role, {C_LISTEN_IP_INFO: "0.0.0.0:0"})
+        self._listens = True
         return ip, engine.listen_port()
 
     def _comm(self, comm_id: int) -> _Comm:
@@ -313,16 +317,17 @@ class LLMDataDist:
         """Ends the links that link() made; every member calls it."""
         comm = self._comm(comm_id)
         engine = self._ready()
-        # Ours we end in good order; of the others' we drop our half, if they haven't ended them yet.
-        good = (LLMStatusCode.LLM_SUCCESS, LLMStatusCode.LLM_NOT_YET_LINK,
-                LLMStatusCode.LLM_NOTIFY_PROMPT_UNLINK_FAILED, LLMStatusCode.LLM_TIMEOUT)
+        ended = (LLMStatusCode.LLM_SUCCESS, LLMStatusCode.LLM_NOT_YET_LINK)
         for cluster, peer in comm.peers.items():
-            if peer is not None:
+            # Ours end in good order, if the peer is still there; of the others' our half is dropped.
+            codes = [LLMStatusCode.LLM_UNLINK_FAILED]
+            info = engine.link_info(cluster)
+            if peer is not None and info is not None and info["state"] == "ready":
                 _, codes, error = engine.unlink([peer], 3000, False)
-            else:
+            if codes[0] not in ended + (LLMStatusCode.LLM_LINK_BUSY,):
                 _, codes, error = engine.unlink([_core.Peer(cluster, 0, [], [])], 3000, True)
-            if codes[0] not in good:
-                handle_llm_status(int(codes[0]), "unlink", error or last_error())
+            if codes[0] not in ended:
+                handle_llm_status(int(codes[0]), "unlink", error)
         del self._comms[comm_id]
 
     def query_register_mem_status(self, comm_id: int) -> RegisterMemStatus:

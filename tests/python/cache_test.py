@@ -1,0 +1,385 @@
+"""Caches: views, copies, keys, tasks; and transfers to await."""
+
+import asyncio
+import gc
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import llm_datadist as ld
+from conftest import V2_OPTIONS, wait_for
+from llm_datadist import LLMStatusCode, aio
+from options_test import refused
+
+DESC = ld.CacheDesc(4, [8, 16], ld.DataType.DT_FLOAT)
+
+
+def host_cache(cls, desc):
+    desc = ld.CacheDesc(desc.num_tensors, desc.shape, desc.data_type, ld.Placement.HOST)
+    arrays = [np.zeros(desc.shape, np.float32) for _ in range(desc.num_tensors)]
+    return cls.create_cpu_cache(desc, [a.ctypes.data for a in arrays]), arrays
+
+
+# ---- views ----
+
+@pytest.mark.parametrize("data_type,dtype", [
+    (ld.DataType.DT_FLOAT16, np.float16), (ld.DataType.DT_BF16, np.uint16),
+    (ld.DataType.DT_BOOL, np.bool_), (ld.DataType.DT_INT64, np.int64)])
+def test_views_are_the_memory(engines, data_type, dtype):
+    manager = engines(ld.LLMRole.DECODER, 1).kv_cache_manager
+    cache = manager.allocate_cache(ld.CacheDesc(2, (2, 3, 4), data_type))
+    view = cache.numpy(1)
+    assert view.dtype == dtype and view.shape == (2, 3, 4) and view.flags.writeable
+    assert view.ctypes.data == cache.per_device_tensor_addrs[0][1]
+    view[:] = 1
+    assert (cache.numpy(1) == 1).all()
+    capsule = np.from_dlpack(view) if data_type is not ld.DataType.DT_BOOL else view
+    assert capsule.ctypes.data == view.ctypes.data
+    with pytest.raises(ld.LLMException):
+        cache.numpy(2)
+    refused(lambda: cache.numpy(0, 1))
+
+
+def test_torch_takes_views(engines):
+    torch = pytest.importorskip("torch")
+    manager = engines(ld.LLMRole.DECODER, 1).kv_cache_manager
+    cache = manager.allocate_cache(DESC)
+    tensor = torch.from_dlpack(cache.numpy(0))
+    assert tensor.data_ptr() == cache.per_device_tensor_addrs[0][0]
+    tensor[3] = 7
+    assert (cache.numpy(0)[3] == 7).all()
+
+
+def test_several_devices(engines):
+    manager = engines(ld.LLMRole.DECODER, 1, {"ge.exec.deviceId": "0;1"}).kv_cache_manager
+    cache = manager.allocate_cache(DESC)
+    assert [len(addrs) for addrs in cache.per_device_tensor_addrs] == [4, 4]
+    cache.numpy(0, 1)[:] = 5
+    assert [t.numpy()[0, 0] for t in manager.get_cache_tensors(cache, 0)][1] == 5
+
+
+# ---- v1 ----
+
+def test_v1_caches(engines):
+    manager = engines(ld.LLMRole.DECODER, 1).kv_cache_manager
+    first, second = manager.allocate_cache(DESC), manager.allocate_blocks_cache(DESC)
+    assert (first.cache_id, second.cache_id) == (1, 2) and first.cache_desc is DESC
+    first.numpy(3)[1] = 3
+    manager.copy_cache(second, first, 2, 1, offset=4, size=8)
+    assert second.numpy(3)[2][1:3].tolist() == [3, 3]
+    manager.copy_blocks(first, {1: [4, 5], 0: []})
+    assert (first.numpy(3)[4:6] == 3).all()
+    tensor, = manager.get_cache_tensors(first, 3)
+    assert tensor.numpy().shape == (8, 16) and tensor.numpy()[1, 0] == 3
+    cpu, arrays = host_cache(ld.KvCache, DESC)
+    assert cpu.cache_id == -1
+    manager.swap_blocks(first, cpu, {1: 7})
+    assert (arrays[3][7] == 3).all()
+    arrays[0][2] = 9
+    manager.swap_blocks(cpu, first, {2: 0})
+    assert (first.numpy(0)[0] == 9).all()
+    for call in (lambda: manager.swap_blocks(first, second, {0: 0}),
+                 lambda: manager.swap_blocks(first, cpu, {8: 0}),
+                 lambda: manager.copy_cache(cpu, first), lambda: manager.copy_blocks(cpu, {0: [1]}),
+                 lambda: manager.copy_blocks(first, {0: [8]}), lambda: manager.deallocate_cache(cpu),
+                 lambda: manager.copy_cache(first, second, size=0),
+                 lambda: manager.get_cache_tensors(first, 4),
+                 lambda: manager.allocate_cache(ld.CacheDesc(0, [1], ld.DataType.DT_INT8)),
+                 lambda: manager.allocate_cache(cpu.cache_desc),
+                 lambda: manager.allocate_cache(DESC, [ld.CacheKey(1, 2)]),
+                 lambda: manager.remove_cache_key(ld.CacheKey(1, 2)),
+                 lambda: manager.transfer_cache_async(first, Layers(), [])):
+        refused(call)
+    manager.deallocate_cache(first)
+    assert first.per_device_tensor_addrs == []
+    manager.deallocate_cache(first)
+    refused(lambda: manager.copy_cache(first, second), LLMStatusCode.LLM_KV_CACHE_NOT_EXIST)
+    with pytest.raises(TypeError):
+        manager.deallocate_cache(1)
+    with pytest.raises(TypeError):
+        manager.copy_blocks(second, {0: 1})
+    with pytest.raises(ValueError):
+        manager.copy_blocks(second, {-1: [1]})
+
+
+def test_v1_pull_arguments(pair):
+    _, decoder = pair
+    manager = decoder.kv_cache_manager
+    cache, key = manager.allocate_cache(DESC), ld.CacheKeyByIdAndIndex(1, 1)
+    for keywords in ({"tensor_num_per_layer": 1.0}, {"tensor_num_per_layer": "x"},
+                     {"src_layer_range": [0, 1]}, {"nonsense": 1}, {"batch_index": "0"}):
+        with pytest.raises(TypeError):
+            manager.pull_cache(key, cache, **keywords)
+    with pytest.raises(ValueError):
+        manager.pull_cache(key, cache, tensor_num_per_layer=-1)
+    for keywords in ({"tensor_num_per_layer": 0}, {"size": 0}, {"size": -2},
+                     {"src_layer_range": range(0, 2, 2)}, {"src_layer_range": range(0, 1),
+                                                          "dst_layer_range": range(0, 2)}):
+        refused(lambda keywords=keywords: manager.pull_cache(key, cache, **keywords))
+    refused(lambda: manager.pull_cache(key, cache), LLMStatusCode.LLM_KV_CACHE_NOT_EXIST)
+    refused(lambda: manager.pull_cache(ld.CacheKeyByIdAndIndex(5, 1), cache),
+            LLMStatusCode.LLM_NOT_YET_LINK)
+    refused(lambda: manager.pull_cache(ld.CacheKey(1, 2, 0, 3), cache), text="exactly one")
+    # What the C library doesn't know yet is said, not faked.
+    missing = LLMStatusCode.LLM_FEATURE_NOT_ENABLED
+    refused(lambda: manager.pull_cache(ld.CacheKey(1, 2), cache), missing)
+    refused(lambda: manager.pull_blocks(ld.BlocksCacheKey(1), cache, [1], [1]), missing)
+    refused(lambda: manager.pull_cache(key, cache, src_cache_offset=1), missing)
+
+
+def test_keys_keep_memory(pair):
+    prompt, decoder = pair
+    manager = prompt.kv_cache_manager
+    keys = [ld.CacheKey(1, 11), ld.CacheKey(1, 2**64 - 1), ld.CacheKey(1, 12)]
+    cache = manager.allocate_cache(DESC, keys)
+    cache.numpy(0)[0] = 4
+    refused(lambda: manager.allocate_cache(DESC, [ld.CacheKey(9, 11)]),
+            LLMStatusCode.LLM_CACHE_KEY_EXIST)
+    refused(lambda: manager.allocate_cache(DESC, [ld.CacheKey(1, i) for i in range(9)]))
+    at = ld.CacheKeyByIdAndIndex(1, cache.cache_id)
+    target = decoder.kv_cache_manager.allocate_cache(DESC)
+    manager.deallocate_cache(cache)
+    decoder.kv_cache_manager.pull_cache(at, target)
+    assert (target.numpy(0)[0] == 4).all()
+    manager.remove_cache_key(keys[0])
+    decoder.kv_cache_manager.pull_cache(at, target)
+    manager.remove_cache_key(keys[2])
+    refused(lambda: decoder.kv_cache_manager.pull_cache(at, target),
+            LLMStatusCode.LLM_KV_CACHE_NOT_EXIST)
+    manager.remove_cache_key(keys[2])
+    blocks = manager.allocate_blocks_cache(DESC, ld.BlocksCacheKey(1, 3))
+    refused(lambda: manager.allocate_blocks_cache(DESC, ld.BlocksCacheKey(1, 3)),
+            LLMStatusCode.LLM_CACHE_KEY_EXIST)
+    manager.deallocate_cache(blocks)
+    manager.allocate_blocks_cache(DESC, ld.BlocksCacheKey(1, 3))
+
+
+# ---- v2 ----
+
+def test_v2_caches(engines):
+    bare = engines(ld.LLMRole.DECODER, 1, {"ge.exec.deviceId": "0", "llm.EnableCacheManager": "1"})
+    refused(lambda: bare.cache_manager.allocate_cache(DESC), text="MemPoolConfig")
+    refused(lambda: bare.cache_manager.push_cache(
+        ld.CacheKeyByIdAndIndex(1, 1), bare.cache_manager.register_cache(DESC, [4096] * 4)),
+        text="Accessible")
+    manager = engines(ld.LLMRole.DECODER, 2, V2_OPTIONS).cache_manager
+    device, blocks = manager.allocate_cache(DESC), manager.allocate_blocks_cache(DESC)
+    assert isinstance(device, ld.Cache) and len(device.tensor_addrs) == 4
+    assert not device.is_blocks_cache and blocks.is_blocks_cache
+    host = manager.allocate_blocks_cache(
+        ld.CacheDesc(4, [8, 16], ld.DataType.DT_FLOAT, ld.Placement.HOST))
+    host.numpy(2)[1] = 6
+    manager.swap_blocks(host, blocks, {1: 3})
+    assert (blocks.numpy(2)[3] == 6).all()
+    manager.copy_blocks(blocks, {3: [4]})
+    assert (blocks.numpy(2)[4] == 6).all()
+    array = np.zeros((1, 4), np.float32)
+    registered = manager.register_cache(ld.CacheDesc(1, [1, 4], ld.DataType.DT_FLOAT),
+                                        [array.ctypes.data], [ld.CacheKey(1, 1)])
+    for call in (lambda: manager.copy_cache(blocks, device), lambda: manager.copy_blocks(device, {}),
+                 lambda: manager.swap_blocks(device, host, {0: 0}),
+                 lambda: manager.deallocate_cache(blocks),
+                 lambda: manager.deallocate_blocks_cache(device),
+                 lambda: manager.deallocate_cache(registered),
+                 lambda: manager.register_cache(DESC, [1, 2, 3]),
+                 lambda: manager.register_cache(DESC, [1, 2, 3, 0]),
+                 lambda: manager.transfer_cache_async(host, Layers(), [])):
+        refused(call)
+    refused(lambda: manager.allocate_cache(ld.CacheDesc(1, [10**8, 2], ld.DataType.DT_INT8,
+                                                        ld.Placement.HOST)),
+            LLMStatusCode.LLM_OUT_OF_MEMORY)
+    with pytest.raises(TypeError):
+        manager.pull_cache(ld.CacheKey(1, 1), device)
+    with pytest.raises(TypeError):
+        manager.register_cache(DESC, "1234")
+    manager.unregister_cache(registered.cache_id)
+    manager.unregister_cache(12345)
+    manager.deallocate_cache(device)
+    manager.deallocate_cache(device)
+    manager.deallocate_blocks_cache(host)
+    with manager.allocate_cache(DESC) as cache:
+        pass
+    assert cache.tensor_addrs == []
+    manager.remap_registered_memory(ld.MemInfo(ld.Memtype.MEM_TYPE_DEVICE, 1, 1))
+    for info in ((ld.Memtype.MEM_TYPE_HOST, 1, 1), (ld.Memtype.MEM_TYPE_DEVICE, 0, 1),
+                 (ld.Memtype.MEM_TYPE_DEVICE, 1, 0)):
+        refused(lambda info=info: manager.remap_registered_memory([ld.MemInfo(*info)]))
+
+
+def test_push_arguments(pair_v2):
+    manager = pair_v2[0].cache_manager
+    ten = manager.allocate_cache(ld.CacheDesc(10, [1, 4], ld.DataType.DT_FLOAT))
+    one = manager.allocate_cache(ld.CacheDesc(1, [1, 4], ld.DataType.DT_FLOAT))
+    key = ld.CacheKeyByIdAndIndex(2, 1)
+    refused(lambda: manager.push_cache(key, ten, tensor_num_per_layer=3))
+    refused(lambda: manager.push_cache(key, one, 0, range(0, 1), range(0, 1)))
+    refused(lambda: manager.push_cache(key, ten, size=4))
+    refused(lambda: manager.push_blocks(key, ten, [0], [0]))
+    refused(lambda: manager.push_cache(key, ten), LLMStatusCode.LLM_KV_CACHE_NOT_EXIST)
+
+
+# ---- tasks ----
+
+class Layers(ld.LayerSynchronizer):
+    def __init__(self, answer=lambda layer: True):
+        self.answer, self.asked = answer, []
+
+    def synchronize_layer(self, layer_index, timeout_in_millis):
+        assert timeout_in_millis is None
+        self.asked.append(layer_index)
+        return self.answer(layer_index)
+
+
+@pytest.fixture
+def task_pair(pair):
+    prompt, decoder = pair
+    source = prompt.kv_cache_manager.allocate_cache(DESC)
+    target = decoder.kv_cache_manager.allocate_cache(DESC)
+    for t in range(4):
+        source.numpy(t)[:] = np.arange(8).reshape(8, 1) + 10 * t
+        target.numpy(t)[:] = -1
+    return prompt.kv_cache_manager, source, target
+
+
+def config(target, src, dst, src_slot=0, dst_slot=0):
+    return ld.TransferWithCacheKeyConfig(ld.CacheKeyByIdAndIndex(2, target.cache_id, dst_slot), src,
+                                         dst, src_slot)
+
+
+def test_layers_are_pushed_when_ready(task_pair):
+    manager, source, target = task_pair
+    gate = threading.Event()
+    layers = Layers(lambda layer: gate.wait())
+    # Counted from the start of the range: source layer 1 to destination layer 0.
+    task = manager.transfer_cache_async(source, layers, [config(target, range(1, 2), range(0, 1), 3, 5)])
+    assert task.synchronize(0) == LLMStatusCode.LLM_WAIT_PROCESS_TIMEOUT
+    assert task.get_results(1) == [LLMStatusCode.LLM_WAIT_PROCESS_TIMEOUT]
+    gate.set()
+    assert task.synchronize() == LLMStatusCode.LLM_SUCCESS and layers.asked == [1]
+    assert (target.numpy(0)[5] == 23).all() and (target.numpy(1)[5] == 33).all()
+    assert (target.numpy(2) == -1).all()
+
+
+def test_one_result_per_configuration(task_pair):
+    manager, source, target = task_pair
+    task = manager.transfer_cache_async(source, Layers(), [
+        config(target, range(0, 1), range(0, 1)), config(target, range(0, 2), range(0, 2), 8)])
+    assert task.get_results() == [LLMStatusCode.LLM_SUCCESS, LLMStatusCode.LLM_PARAM_INVALID]
+    assert task.synchronize() == LLMStatusCode.LLM_PARAM_INVALID
+
+
+def test_what_a_synchronizer_raises_is_a_failure(task_pair):
+    manager, source, target = task_pair
+
+    def fail(layer):
+        raise KeyError(layer)
+
+    everything = [config(target, range(0, 1), range(0, 1)), config(target, range(1, 2), range(1, 2))]
+    task = manager.transfer_cache_async(source, Layers(fail), everything)
+    assert task.get_results() == [LLMStatusCode.LLM_FAILED] * 2
+    assert isinstance(task.exception, KeyError)
+    task = manager.transfer_cache_async(source, Layers(lambda layer: layer == 0), everything)
+    assert task.get_results() == [LLMStatusCode.LLM_SUCCESS, LLMStatusCode.LLM_PARAM_INVALID]
+
+
+def test_tasks_refuse(task_pair):
+    manager, source, target = task_pair
+    good = [config(target, range(0, 1), range(0, 1))]
+    refused(lambda: manager.transfer_cache_async(source, Layers(), [
+        config(target, range(1, 3), range(0, 2))]))
+    refused(lambda: manager.transfer_cache_async(source, Layers(), good, [1]))
+    refused(lambda: manager.transfer_cache_async(source, Layers(), good, [1], [1, 2]))
+    refused(lambda: manager.transfer_cache_async(source, Layers(), good, None, [1]))
+    refused(lambda: manager.transfer_cache_async(source, Layers(), [
+        ld.TransferConfig(2, [1])]))
+    plain = ld.TransferConfig(2, [1, 2, 3, 4])
+    refused(lambda: manager.transfer_cache_async(source, Layers(), [plain]),
+            LLMStatusCode.LLM_FEATURE_NOT_ENABLED)
+    assert plain.src_layer_range is None
+    with pytest.raises(TypeError):
+        manager.transfer_cache_async(source, None, good)
+
+
+def test_finalize_stops_tasks(task_pair, pair):
+    manager, source, target = task_pair
+    gate = threading.Event()
+    task = manager.transfer_cache_async(source, Layers(lambda layer: gate.wait()),
+                                        [config(target, range(0, 1), range(0, 1))])
+    pair[0].finalize()
+    gate.set()
+    assert task.synchronize(5000) == LLMStatusCode.LLM_FAILED
+
+
+def test_a_task_cuts_a_slot_into_blocks(pair_v2):
+    one, two = pair_v2
+    source = one.cache_manager.allocate_cache(DESC)
+    target = two.cache_manager.allocate_blocks_cache(
+        ld.CacheDesc(4, [32, 8], ld.DataType.DT_FLOAT))
+    source.numpy(2)[6] = np.arange(16)
+    task = one.cache_manager.transfer_cache_async(
+        source, Layers(), [config(target, range(1, 2), range(0, 1), 6)], None, [9, 4], 32)
+    assert task.synchronize() == LLMStatusCode.LLM_SUCCESS
+    assert target.numpy(0)[[9, 4]].ravel().tolist() == list(range(16))
+
+
+# ---- aio ----
+
+def test_aio(engines):
+    prompt = engines(ld.LLMRole.PROMPT, 1, {"ge.exec.deviceId": "0",
+                                            "llm.listenIpInfo": "127.0.0.1:0"})
+    decoder = engines(ld.LLMRole.DECODER, 2)
+    source = prompt.kv_cache_manager.allocate_cache(DESC)
+    target = decoder.kv_cache_manager.allocate_cache(DESC)
+    for t in range(4):
+        source.numpy(t)[:] = np.arange(8).reshape(8, 1)
+        target.numpy(t)[:] = -1
+
+    async def main():
+        link = await aio.link(decoder, 1, ("127.0.0.1", prompt.listen_port()))
+        await asyncio.gather(*(link.pull(source.cache_id, target, src_blocks=[i], dst_blocks=[7 - i])
+                               for i in range(8)))
+        assert target.numpy(3)[:, 0].tolist() == [7, 6, 5, 4, 3, 2, 1, 0]
+        await link.pull(source.cache_id, target, src_slot=2, dst_slot=0, notification=b"done")
+        assert (target.numpy(0)[0] == 2).all()
+        async for cluster_id, text in aio.notifications(prompt):
+            assert (cluster_id, text) == (2, b"done")
+            break
+        with pytest.raises(ld.LLMException) as raised:
+            await link.pull(99, target)
+        assert raised.value.status_code == LLMStatusCode.LLM_KV_CACHE_NOT_EXIST
+        await aio.Link(prompt, 2).push(target.cache_id, source, src_slot=5, dst_slot=6,
+                                       src_layers=range(0, 1), dst_layers=range(1, 2))
+        assert (target.numpy(2)[6] == 5).all()
+        await link.close()
+
+    asyncio.run(main())
+    assert decoder.links() == []
+
+
+def test_aio_cancels(engines, peers):
+    patient = {"llm.LivenessTime": "60000", "llm.SyncKvCacheWaitTime": "30000",
+               "llm.Transports": "tcp"}
+    peer = peers(role="PROMPT", cluster_id=1, shape=[8, 16], options=dict(
+        patient, **{"ge.exec.deviceId": "0", "llm.listenIpInfo": "127.0.0.1:0"}))
+    decoder = engines(ld.LLMRole.DECODER, 2, None, **patient)
+    cache = decoder.kv_cache_manager.allocate_cache(DESC)
+
+    async def main():
+        link = await aio.link(decoder, 1, ("127.0.0.1", peer.info["port"]))
+        peer.stop()
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(link.pull(peer.info["cache_id"], cache), 0.1)
+
+    before = time.monotonic()
+    asyncio.run(main())
+    assert time.monotonic() - before < 5
+
+
+def test_nothing_of_an_engine_is_left(engines):
+    for _ in range(20):
+        with ld.LLMDataDist(ld.LLMRole.DECODER, 1) as datadist:
+            datadist.init({"ge.exec.deviceId": "0"})
+    gc.collect()
+    wait_for(lambda: threading.active_count() == 1)

@@ -1,0 +1,34 @@
+#!/usr/bin/env python3
+"""Runs pytest, or says what is missing and exits with 77.
+
+    run.py MISSING PACKAGES PYTHON TEST...
+
+MISSING: why the package was not built, or nothing.  PACKAGES: the directory to import it from.
+"""
+
+import os
+import subprocess
+import sys
+
+
+def skip(reason):
+    print(reason)
+    sys.exit(77)
+
+
+def main():
+    if len(sys.argv) < 5:
+        sys.exit(__doc__)
+    missing, packages, python = sys.argv[1:4]
+    if missing:
+        skip(missing)
+    for module in ("numpy", "pytest", "_cffi_backend"):
+        if subprocess.run([python, "-c", f"import {module}"], capture_output=True).returncode != 0:
+            skip(f"{python} has no {module}")
+    environment = dict(os.environ, PYTHONPATH=packages, PYTHONDONTWRITEBYTECODE="1",
+                       LLM_DATADIST_LOG_LEVEL="off", ASCEND_GLOBAL_LOG_LEVEL="3")
+    sys.exit(subprocess.run([python, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+                             *sys.argv[4:]], env=environment).returncode)
+
+
+main()
