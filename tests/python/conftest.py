@@ -51,6 +51,7 @@ class Peer:
     def stop(self):
         """Does nothing any more until go() or close()."""
         self.process.send_signal(signal.SIGSTOP)
+        os.waitpid(self.process.pid, os.WUNTRACED)  # until it has
 
     def go(self):
         self.process.send_signal(signal.SIGCONT)
