@@ -11,8 +11,9 @@ const char *lli_copy_kernel_name(void);
 void lli_copy_cached(void *dst, const void *src, size_t bytes);
 
 // Copies `bytes` past the caches where that pays; the destination is visible to others only after
-// lli_copy_fence.
-void lli_copy_streaming(void *dst, const void *src, size_t bytes);
+// lli_copy_fence.  next: what will be copied after this, or NULL; its first bytes are fetched
+// meanwhile.  It is never dereferenced, so it may be gone.
+void lli_copy_streaming(void *dst, const void *src, size_t bytes, const void *next);
 
 // Orders the streaming stores of this thread before everything that follows.
 void lli_copy_fence(void);

@@ -86,6 +86,13 @@ check_small(void (*copy)(void *, const void *, size_t), size_t size_first, size_
     }
 }
 
+// What is fetched ahead may be memory that nobody has.
+static void
+stream(void *to, const void *from, size_t size)
+{
+    lli_copy_streaming(to, from, size, size % 2 == 0 ? NULL : (const void *)(uintptr_t)size);
+}
+
 static void
 test_cached_copies_are_exact(void **state)
 {
@@ -99,10 +106,10 @@ test_streaming_copies_are_exact_for_every_size_and_offset(void **state)
 {
     (void)state;
     // Below the size from which a kernel is used at all, one pass says everything.
-    check_small(lli_copy_streaming, 0, SIZE_STEP, kernel_name);
+    check_small(stream, 0, SIZE_STEP, kernel_name);
     for (size_t i = 0; i < num_kernels; i++) {
         kernel = kernels[i].run;
-        check_small(lli_copy_streaming, STREAM_PIECE_BYTES_MIN, SIZE_STEP, kernels[i].name);
+        check_small(stream, STREAM_PIECE_BYTES_MIN, SIZE_STEP, kernels[i].name);
     }
 }
 
@@ -119,7 +126,7 @@ test_streaming_copies_are_exact_for_every_pair_of_offsets(void **state)
         for (size_t i = 0; i < LLI_COUNT(sizes); i++) {
             for (size_t to = 0; to < OFFSETS; to++) {
                 for (size_t from = 0; from < OFFSETS; from += OFFSET_STEP) {
-                    if (!copies_exactly(lli_copy_streaming, sizes[i], to, from))
+                    if (!copies_exactly(stream, sizes[i], to, from))
                         fail_msg("%s: %zu bytes from offset %zu to offset %zu", kernels[k].name,
                                  sizes[i], from, to);
                 }
@@ -144,7 +151,7 @@ test_large_copies_are_exact(void **state)
             for (size_t j = 0; j < LLI_COUNT(offsets); j++) {
                 uint8_t *start = to + MARGIN + offsets[j];
                 memset(to, GUARD, room);
-                lli_copy_streaming(start, from + j, sizes[i]);
+                stream(start, from + j, sizes[i]);
                 lli_copy_fence();
                 assert_int_equal(memcmp(start, from + j, sizes[i]), 0);
                 assert_int_equal(start[-1], GUARD);

@@ -21,15 +21,34 @@ lli_mapped_copy_init(struct lli_mapped_copy *copy, const struct lli_plan *plan,
     };
 }
 
+static struct lli_place
+next_place(const struct lli_plan *plan, struct lli_place place)
+{
+    bool last = place.run + 1 == plan->num_runs;
+    return (struct lli_place){
+        .tensor = last ? place.tensor + 1 : place.tensor,
+        .run = last ? 0 : place.run + 1,
+    };
+}
+
+static const void *
+source_at(const struct lli_mapped_copy *copy, struct lli_place place)
+{
+    if (place.tensor == copy->plan->num_tensors)
+        return NULL;
+    const struct lli_run *run = &copy->plan->runs[place.run];
+    return (const void *)(copy->src_tensors[place.tensor] + run->src_offset + place.offset);
+}
+
 static void
-copy_piece(const struct lli_mapped_copy *copy, struct lli_place place, uint64_t bytes)
+copy_piece(const struct lli_mapped_copy *copy, struct lli_place place, uint64_t bytes,
+           struct lli_place next)
 {
     const struct lli_run *run = &copy->plan->runs[place.run];
     void *dst = (void *)(copy->dst_tensors[place.tensor] + run->dst_offset + place.offset);
-    const void *src =
-        (const void *)(copy->src_tensors[place.tensor] + run->src_offset + place.offset);
+    const void *src = source_at(copy, place);
     if (copy->streaming)
-        lli_copy_streaming(dst, src, bytes);
+        lli_copy_streaming(dst, src, bytes, source_at(copy, next));
     else
         lli_copy_cached(dst, src, bytes);
 }
@@ -91,13 +110,10 @@ lli_mapped_copy_some(struct lli_mapped_copy *copy, uint64_t bytes_max)
     struct lli_place place = lli_plan_locate(plan, copy->position);
     while (copy->position < end) {
         uint64_t bytes = lli_min(plan->runs[place.run].bytes - place.offset, end - copy->position);
-        copy_piece(copy, place, bytes);
+        struct lli_place next = next_place(plan, place);
+        copy_piece(copy, place, bytes, next);
         copy->position += bytes;
-        place.offset = 0;
-        if (++place.run == plan->num_runs) {
-            place.run = 0;
-            place.tensor++;
-        }
+        place = next;
     }
     if (copy->streaming)
         lli_copy_fence();
