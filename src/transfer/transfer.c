@@ -88,10 +88,11 @@ end(struct transfer *t, llm_status status, const char *text)
     t->ended = true;
     if (status == LLM_SUCCESS && t->notification != NULL)
         lli_link_send(t->link, LLI_NOTIFY, 0, t->notification, t->notification_bytes);
+    // The text may be the link's, which may not outlive its last transfer.
+    snprintf(t->text, sizeof(t->text), "%s", text);
     let_go(t);
     pthread_mutex_lock(&t->lock);
     t->status = status;
-    snprintf(t->text, sizeof(t->text), "%s", text);
     t->done = true;
     pthread_cond_broadcast(&t->ended_cond);
     pthread_mutex_unlock(&t->lock);
