@@ -3,7 +3,7 @@
     build_native.py OUTPUT.c
 
 cffi makes the source from cdef.h.  Compiled against the library it is one module for every CPython from
-3.9 on (abi3); cffi releases the GIL around each call.  The wheel's build (setup.py) uses `ffibuilder`.
+3.9 on (abi3); cffi releases the GIL around each call.  setup.py puts it into a wheel.
 """
 
 import os
