@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What Python adds to the C calls.
 
-    PYTHONPATH=build/dev/python /usr/bin/python3 bindings/python/bench.py
+    PYTHONPATH=build/dev/python /usr/bin/python3 tests/python/bench.py
 
 Two clusters in one process; each figure is the best of several rounds.
 """
