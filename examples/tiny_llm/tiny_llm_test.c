@@ -374,6 +374,21 @@ without_temperature_the_likeliest_token_is_taken(void **state)
     free_cache(c);
 }
 
+static void
+it_writes_like_the_text_it_learnt(void **state)
+{
+    (void)state;
+    static const char begin[] = "Thus saith the ", expected[] = "LORD of hosts, I will ";
+    static const tiny_sampler likeliest = {0, 1, 0.0f};
+    uint8_t tokens[sizeof expected - 1];
+    cache *c = new_cache(5, 9);
+    assert_int_equal(
+        tiny_prefill(model, &c->kv, (const uint8_t *)begin, sizeof begin - 1, NULL, NULL), 0);
+    generate(c, &likeliest, tokens, sizeof begin - 1, sizeof tokens);
+    assert_memory_equal(tokens, expected, sizeof tokens);
+    free_cache(c);
+}
+
 static int
 load_model(void **state)
 {
@@ -406,6 +421,7 @@ main(void)
         cmocka_unit_test(a_callback_can_end_the_prefill),
         cmocka_unit_test(another_cache_goes_on_with_the_same_tokens),
         cmocka_unit_test(sampling_repeats_with_its_seed_and_differs_with_another),
+        cmocka_unit_test(it_writes_like_the_text_it_learnt),
         cmocka_unit_test(without_temperature_the_likeliest_token_is_taken),
     };
     return cmocka_run_group_tests_name("tiny_llm", tests, load_model, free_model);
