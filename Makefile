@@ -5,8 +5,9 @@
 
 PRESET ?= dev
 PREFIX ?= /usr/local
+SECONDS ?= 600
 
-.PHONY: build help setup test demo bench asan tsan cross format check-format tidy deb test-deb install clean
+.PHONY: build help setup test demo bench soak asan tsan cross format check-format tidy deb test-deb install clean
 
 build: setup
 	@mkdir -p build
@@ -18,6 +19,7 @@ help:
 	@echo 'make test         build and run all tests; the last line counts them'
 	@echo 'make demo         a prompt process hands its KV cache to a decoder process'
 	@echo 'make bench        measure transfers beside plain copies, about three minutes (BENCH=--help)'
+	@echo 'make soak         random calls and faults for SECONDS=600, every byte checked (SOAK=--seed=N)'
 	@echo 'make asan, tsan   the tests under the address+undefined and the thread sanitizer'
 	@echo 'make cross        compile for 64-bit Arm'
 	@echo 'make format       format the sources; make check-format only looks'
@@ -44,6 +46,9 @@ demo:
 bench:
 	@$(MAKE) --no-print-directory build PRESET=release
 	@build/release/bin/llm-datadist bench $(BENCH)
+
+soak: build
+	@tests/soak/run $(PRESET) $(SECONDS) $(SOAK)
 
 cross:
 	@scripts/setup build cross
