@@ -255,8 +255,7 @@ lli_registry_register(struct lli_registry *registry, const struct lli_geometry *
 static void
 look_again_later_locked(struct lli_registry *registry)
 {
-    (void)lli_cond_wait_until(&registry->changed, &registry->lock,
-                              lli_now_ns() + LLI_MS_TO_NS(1));
+    (void)lli_cond_wait_until(&registry->changed, &registry->lock, lli_now_ns() + LLI_MS_TO_NS(1));
 }
 
 static bool
