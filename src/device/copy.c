@@ -135,18 +135,21 @@ lli_copy_cached(void *dst, const void *src, size_t bytes)
 void
 lli_copy_streaming(void *dst, const void *src, size_t bytes, const void *next)
 {
+    uint8_t *to = dst;
+    const uint8_t *from = src;
+    const uint8_t *ahead = next;
     if (bytes < STREAM_PIECE_BYTES_MIN) {
+        for (size_t i = 0; ahead != NULL && i < bytes; i += 64)
+            __builtin_prefetch(ahead + i);
         memcpy(dst, src, bytes);
         return;
     }
     pthread_once(&kernel_once, choose_kernel);
-    uint8_t *to = dst;
-    const uint8_t *from = src;
     size_t head = -(uintptr_t)to & 63;
     memcpy(to, from, head);
     size_t body = (bytes - head) & ~(size_t)63;
     // Nothing next: to ask for what is here already costs nothing.
-    kernel(to + head, from + head, body, next != NULL ? next : src);
+    kernel(to + head, from + head, body, ahead != NULL ? ahead : from);
     memcpy(to + head + body, from + head + body, bytes - head - body);
 }
 
