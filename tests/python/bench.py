@@ -66,4 +66,5 @@ def main():
             print(f"  {name:40s} {best(lambda blocks=blocks: _core.block_list('', blocks)):8.2f} us")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -72,4 +72,5 @@ def main():
     del memory
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -30,4 +30,5 @@ def main():
     sys.exit(subprocess.run([python, *sys.argv[4:]], env=environment).returncode)
 
 
-main()
+if __name__ == "__main__":
+    main()

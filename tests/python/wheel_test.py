@@ -63,4 +63,5 @@ def main():
                 env=environment)
 
 
-main()
+if __name__ == "__main__":
+    main()
