@@ -20,6 +20,7 @@ struct call {
         struct sockaddr_in local[LLI_NUM_DEVICES_MAX];
         struct sockaddr_in remote[LLI_NUM_DEVICES_MAX];
         llm_status result;
+        char why[256]; // of a failed result
         bool attempted;
         bool has_thread;
         pthread_t thread;
@@ -229,11 +230,13 @@ static llm_status
 summarise(const struct call *call, llm_status failed, bool (*is_failure)(llm_status result))
 {
     size_t num_failed = 0;
+    const char *why = "";
     llm_status first = LLM_SUCCESS;
     llm_status last = LLM_SUCCESS;
     for (size_t i = 0; i < call->num_clusters; i++) {
         llm_status result = call->clusters[i].result;
-        num_failed += is_failure(result);
+        if (is_failure(result) && num_failed++ == 0)
+            why = call->clusters[i].why;
         if (first == LLM_SUCCESS && result != LLM_SUCCESS)
             first = result;
         if (result != LLM_SUCCESS)
@@ -242,9 +245,17 @@ summarise(const struct call *call, llm_status failed, bool (*is_failure)(llm_sta
     if (call->version_2)
         return last;
     if (num_failed > 0)
-        return lli_fail(failed, "link", "%s: %zu of %zu clusters failed", call->name, num_failed,
-                        call->num_clusters);
+        return lli_fail(failed, "link", "%s: %zu of %zu clusters failed: %s", call->name,
+                        num_failed, call->num_clusters, why);
     return first;
+}
+
+// The text of this thread's failure, for the thread that sums up.
+static void
+keep_reason(struct cluster *cluster)
+{
+    if (cluster->result != LLM_SUCCESS)
+        llm_last_error(cluster->why, sizeof(cluster->why));
 }
 
 // ---- linking ----
@@ -272,6 +283,7 @@ connect_cluster(void *arg)
     };
     cluster->result =
         lli_link_connect(&cluster->call->dd->node, &target, cluster->call->deadline_ns);
+    keep_reason(cluster);
     return NULL;
 }
 
@@ -520,13 +532,16 @@ is_unlink_failure(llm_status result)
 static llm_status
 unlink_in_turn(struct call *call, llm_status *rets, size_t *ret_num_rets)
 {
-    for (size_t i = 0; i < call->num_clusters; i++)
+    for (size_t i = 0; i < call->num_clusters; i++) {
         call->clusters[i].result = choose_link(call, i, &call->clusters[i].link);
+        keep_reason(&call->clusters[i]);
+    }
     for (size_t i = 0; i < call->num_clusters; i++) {
         struct cluster *cluster = &call->clusters[i];
         if (cluster->link == NULL)
             continue;
         cluster->result = unlink_one(call, cluster->link);
+        keep_reason(cluster);
         lli_link_put(cluster->link);
     }
     report(call, rets, ret_num_rets);
