@@ -164,7 +164,8 @@ select_pulled(const llm_kv_cache_ext_param *param, uint64_t num_local, struct sp
     }
     span->src_first = (uint64_t)param->src_layer_range[0] * n;
     span->dst_first = (uint64_t)param->dst_layer_range[0] * n;
-    span->count = (uint64_t)(param->dst_layer_range[1] - param->dst_layer_range[0] + 1) * n;
+    int64_t num_layers = (int64_t)param->dst_layer_range[1] - param->dst_layer_range[0] + 1;
+    span->count = (uint64_t)num_layers * n;
     return span->dst_first + span->count <= num_local && num_local % n == 0;
 }
 
