@@ -98,8 +98,9 @@ check_after(const struct lli_source_cache *source, int error, char *why, size_t 
     struct lli_link *link = source->link;
     unsigned long long cluster_id = link->peer.cluster_id;
     bool same = lli_segment_still_same(link->view->segment, &source->remote);
-    // A dead process' number may be another's by now.
-    if (source->pid != 0 && !lli_view_is_alive(link->view)) {
+    // What the dead have left is mapped here still, and may be stale: another process may have their
+    // cluster id and cache ids by now, or their process number.
+    if (!lli_view_is_alive(link->view)) {
         snprintf(why, why_size, "cluster %llu has died", cluster_id);
         return LLM_FAILED;
     }

@@ -132,6 +132,9 @@ rest_prompt_dies(const char *transports)
     struct transfer t = {.kind = TRANSFER_PULL_SLOT, .cluster_id = PROMPT, .index = TARGET};
     t.remote_cache = open_decoder_here(&decoder, &prompt, transports, ports);
     process_kill(&prompt);
+    // Perhaps before the library's thread has noticed.
+    assert_int_equal(member_transfer(&decoder, &t), LLM_FAILED);
+    member_fill(&decoder, TARGET, 0);
     await_broken(&decoder, PROMPT);
     assert_int_equal(member_transfer(&decoder, &t), LLM_FAILED);
     assert_true(member_holds_all(&decoder, TARGET, 0));
