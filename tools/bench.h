@@ -44,6 +44,8 @@ uint64_t bench_cpu_ns(void);
 uint64_t bench_memory_bytes(void);
 // What the system can still give without swapping.
 uint64_t bench_available_bytes(void);
+// As many open files as this process may have; returns how many.
+uint64_t bench_raise_descriptor_limit(void);
 // "64 KiB", "1.5 MiB", "584 B"; returns `text`.
 const char *bench_size(uint64_t bytes, char text[16]);
 

@@ -2,6 +2,7 @@
 #include "bench.h"
 
 #include <string.h>
+#include <sys/resource.h>
 #include <time.h>
 
 bool
@@ -66,6 +67,17 @@ uint64_t
 bench_available_bytes(void)
 {
     return read_kib("/proc/meminfo", "MemAvailable") << 10;
+}
+
+uint64_t
+bench_raise_descriptor_limit(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
+        return 0;
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &limit);
+    return limit.rlim_max;
 }
 
 const char *

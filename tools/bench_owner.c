@@ -163,6 +163,7 @@ bench_owner_main(int fd)
     static struct owner owner;
     struct bench_order order;
     bool talking = true;
+    bench_raise_descriptor_limit();
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     owner.fd = fd;
     for (unsigned i = 0; i <= BENCH_CONNECTIONS_MAX; i++)
