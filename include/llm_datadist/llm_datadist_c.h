@@ -372,7 +372,8 @@ LLM_API llm_status llm_register_kv_cache(llm_datadist *dd, const llm_cache_desc 
 
 /* Ends a registration.  Waits for the transfers that touch the cache, here and at the peers, and for
  * nothing else; a peer that doesn't end within the sync wait time plus the liveness time loses its
- * pull, which then fails.  Afterwards the memory is the caller's alone.
+ * transfer, which then fails, and its link if a part of a pull is stuck on its way over tcp.
+ * Afterwards the memory is the caller's alone.
  * Returns LLM_SUCCESS, also for an unknown id (§13.2); LLM_FAILED (not initialized). */
 LLM_API llm_status llm_unregister_kv_cache(llm_datadist *dd, int64_t cache_id);
 

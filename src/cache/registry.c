@@ -175,10 +175,13 @@ collect_locked(struct lli_registry *registry)
     uint64_t now = lli_now_ns();
     LLI_LIST_FOR(node, &registry->retired) {
         struct lli_cache *cache = LLI_LIST_ENTRY(node, struct lli_cache, node);
+        bool late = now - cache->retired_ns >= registry->patience_ns;
+        if (cache->references > 0 && cache->registered && late)
+            atomic_store(&cache->overdue, true);
         if (cache->references > 0 || is_read_here(registry, cache))
             continue;
         bool is_read = registry->is_read(registry->is_read_arg, cache->generation);
-        if (is_read && now - cache->retired_ns < registry->patience_ns)
+        if (is_read && !late)
             continue;
         if (is_read)
             lli_log(LLM_LOG_WARN, "cache",

@@ -27,6 +27,9 @@ struct lli_cache {
     bool registered;     // the memory is the user's
     unsigned references; // guarded by lock
     uint64_t retired_ns; // guarded by lock
+    // Registered, retired, and still referenced after the patience: the user waits for it, so what
+    // peers do with it must end now.
+    _Atomic bool overdue;
 };
 
 struct lli_registry {

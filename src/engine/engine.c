@@ -36,6 +36,7 @@ tick(void *arg, uint64_t now_ns)
     lli_accept_tick(&dd->node);
     lli_transfers_tick(&dd->node, now_ns);
     lli_registry_collect(&dd->registry);
+    lli_serves_tick(&dd->node);
 }
 
 static bool

@@ -339,3 +339,54 @@ lli_serves_broken(struct lli_link *link)
     LLI_LIST_FOR(node, &link->serves)
         free_serve(LLI_LIST_ENTRY(node, struct serve, node));
 }
+
+// ---- time ----
+
+static struct serve *
+find_overdue(struct lli_node *node)
+{
+    struct serve *found = NULL;
+    pthread_mutex_lock(&node->links_lock);
+    LLI_LIST_FOR(item, &node->links) {
+        struct lli_link *link = LLI_LIST_ENTRY(item, struct lli_link, in_table);
+        LLI_LIST_FOR(inner, &link->serves) {
+            struct serve *serve = LLI_LIST_ENTRY(inner, struct serve, node);
+            if (atomic_load(&serve->cache->overdue))
+                found = serve;
+        }
+    }
+    pthread_mutex_unlock(&node->links_lock);
+    return found;
+}
+
+static void
+give_up(struct serve *serve)
+{
+    struct lli_link *link = serve->link;
+    char why[LLI_REASON_BYTES];
+    if (serve->in_stream && !serve->request.push && serve->job.num_frames > 0) {
+        // A frame that has begun can't be taken back, and the peer doesn't read it.
+        snprintf(why, sizeof(why),
+                 "cache %lld was unregistered, and the peer takes too long to read the rest of it",
+                 (long long)serve->cache->id);
+        lli_link_break(link, LLM_FAILED, why);
+        return;
+    }
+    snprintf(why, sizeof(why), "cluster %llu unregistered the cache during the transfer",
+             (unsigned long long)link->node->identity.cluster_id);
+    if (serve->in_stream && !serve->request.push) {
+        lli_link_send_outcome(link, LLI_RESULT, serve->id, LLM_KV_CACHE_NOT_EXIST, why);
+        lli_stream_cancel_send(&link->stream, &serve->job);
+        return;
+    }
+    if (serve->in_stream)
+        lli_stream_cancel_receive(&link->stream, &serve->job);
+    finish(serve, LLM_KV_CACHE_NOT_EXIST, why);
+}
+
+void
+lli_serves_tick(struct lli_node *node)
+{
+    for (struct serve *serve; (serve = find_overdue(node)) != NULL;)
+        give_up(serve);
+}

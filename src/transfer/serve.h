@@ -10,5 +10,7 @@ bool lli_serves_message(struct lli_link *link, const struct lli_message_header *
                         struct lli_reader *body);
 // Drops everything that is being served on the link.
 void lli_serves_broken(struct lli_link *link);
+// Ends what peers do with caches that are overdue, if need be with their links.
+void lli_serves_tick(struct lli_node *node);
 
 #endif

@@ -1,0 +1,237 @@
+// What an owner calls ends within a bound, whatever its peers do: registered memory is given back
+// although a peer reads or writes it a byte at a time, or stands still; deallocating and finalizing
+// wait for nobody.
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/socket.h>
+
+#include "base/os.h"
+#include "fault/raw.h"
+#include "registered/kit.h"
+
+enum { HONEST = 21, SYNC_MS = 200, LIVENESS_MS = 300 };
+// What the owner may take: its patience, and a margin for a busy machine.
+enum { BOUND_MS = SYNC_MS + LIVENESS_MS + SCALED(3000, 20000) };
+// More than sockets hold.
+enum { TENSORS = 2, SLOTS = 64, STRIDE = SCALED(512 << 10, 256 << 10) };
+
+// ---- a peer by hand that keeps its link alive and does nothing else quickly ----
+
+struct trickler {
+    struct raw_link link;
+    bool writes; // else reads
+    pthread_t thread;
+    _Atomic bool stop;
+};
+
+static void *
+trickle(void *arg)
+{
+    struct trickler *t = arg;
+    uint64_t give_up = now_ms() + 2 * BOUND_MS;
+    uint8_t byte = 0xee;
+    bool open = true;
+    while (open && !atomic_load(&t->stop) && now_ms() < give_up) {
+        open = raw_say(t->link.control, LLI_PING, 0, NULL, 0);
+        if (t->writes)
+            open &= send(t->link.data, &byte, 1, MSG_NOSIGNAL) == 1;
+        else
+            open &= recv(t->link.data, &byte, 1, 0) == 1;
+        (void)poll(NULL, 0, 20);
+    }
+    return NULL;
+}
+
+static void
+trickler_start(struct trickler *t, bool writes)
+{
+    t->writes = writes;
+    assert_int_equal(pthread_create(&t->thread, NULL, trickle, t), 0);
+}
+
+static void
+trickler_join(struct trickler *t)
+{
+    atomic_store(&t->stop, true);
+    pthread_join(t->thread, NULL);
+    raw_link_close(&t->link);
+}
+
+static void
+ask(struct trickler *t, int64_t cache_id, bool push, uint64_t id, struct lli_block_run *run)
+{
+    struct raw_message message;
+    int one = 1;
+    struct lli_request request = {
+        .push = push,
+        .version_2 = true,
+        .kind = LLI_REQUEST_BLOCKS,
+        .cache_id = cache_id,
+        .num_tensors = TENSORS,
+        .tensors_per_layer = 2,
+        .stride = STRIDE,
+        .runs = run,
+        .num_runs = 1,
+    };
+    // At the owner when this returns, not held back by Nagle.
+    setsockopt(t->link.control, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    raw_make_request(&message, id, &request);
+    assert_true(raw_send(t->link.control, message.bytes, message.size));
+}
+
+// ---- the owner, and an honest peer beside ----
+
+struct bed {
+    struct end owner;
+    struct end honest;
+    struct kv kv;    // registered at the owner, for the slow one
+    struct kv other; // likewise, for the honest one
+    struct kv target;
+};
+
+static void
+bed_open(struct bed *bed)
+{
+    struct end_setup setup = {
+        .id = RAW_PROMPT,
+        .transports = "tcp",
+        .listens = true,
+        .sync_ms = SYNC_MS,
+        .liveness_ms = LIVENESS_MS,
+    };
+    end_open(&bed->owner, &setup);
+    end_open(&bed->honest, &(struct end_setup){.id = HONEST, .transports = "tcp"});
+    kv_open(&bed->kv, &bed->owner, TENSORS, SLOTS, STRIDE);
+    kv_fill(&bed->kv, 5);
+    kv_open(&bed->other, &bed->owner, TENSORS, 8, 4096);
+    kv_fill(&bed->other, 6);
+    kv_open(&bed->target, &bed->honest, TENSORS, 8, 4096);
+    assert_ok(end_link(&bed->honest, RAW_PROMPT, bed->owner.port));
+}
+
+static void
+check_honest(struct bed *bed)
+{
+    struct job job = {.peer = RAW_PROMPT, .remote = bed->other.id, .count = 8};
+    kv_fill(&bed->target, 0);
+    assert_ok(job_run(&job, &bed->honest, &bed->target));
+    assert_true(kv_holds(&bed->target, 6, 8, 0));
+    assert_int_equal(end_state(&bed->honest, RAW_PROMPT, NULL), LLM_LINK_READY);
+}
+
+static void
+bed_close(struct bed *bed)
+{
+    check_honest(bed);
+    end_close(&bed->honest);
+    end_close(&bed->owner);
+    kv_free(&bed->kv);
+    kv_free(&bed->other);
+    kv_free(&bed->target);
+}
+
+static void
+unregister_in_time(struct bed *bed)
+{
+    uint64_t start = now_ms();
+    assert_ok(llm_unregister_kv_cache(bed->owner.dd, bed->kv.id));
+    uint64_t took = now_ms() - start;
+    if (took > BOUND_MS)
+        fail_msg("it took %llu ms, expected at most %d", (unsigned long long)took, BOUND_MS);
+    if (took + 50 < SYNC_MS + LIVENESS_MS)
+        fail_msg("it took %llu ms: nobody was in the way", (unsigned long long)took);
+    // The memory is the test's alone: whoever still touched it would crash.
+    kv_unmap(&bed->kv);
+}
+
+static void
+test_unregister_while_a_peer_reads_a_trickle(void **state)
+{
+    struct bed bed;
+    struct trickler t = {0};
+    (void)state;
+    bed_open(&bed);
+    raw_link_open(&t.link, bed.owner.port, RAW_STRANGER);
+    struct lli_block_run all = {0, SLOTS};
+    ask(&t, bed.kv.id, false, 7, &all);
+    trickler_start(&t, false);
+    check_honest(&bed);
+    unregister_in_time(&bed);
+    // A frame had begun: only the end of the link ends it.
+    assert_int_equal(end_state(&bed.owner, RAW_STRANGER, NULL), LLM_LINK_BROKEN);
+    llm_link_info info = {.struct_size = sizeof(info)};
+    (void)end_state(&bed.owner, RAW_STRANGER, &info);
+    assert_non_null(strstr(info.reason, "unregistered"));
+    trickler_join(&t);
+    bed_close(&bed);
+}
+
+static void
+test_unregister_while_a_peer_writes_a_trickle(void **state)
+{
+    struct bed bed;
+    struct trickler t = {0};
+    struct raw_message frame;
+    struct lli_message_header header;
+    uint8_t body[4096];
+    (void)state;
+    bed_open(&bed);
+    raw_link_open(&t.link, bed.owner.port, RAW_STRANGER);
+    struct lli_block_run all = {0, SLOTS};
+    ask(&t, bed.kv.id, true, 7, &all);
+    assert_true(raw_hear(t.link.control, &header, body));
+    assert_int_equal(header.type, LLI_PUSH_ACCEPTED);
+    // A frame of which but a little comes.
+    raw_make(&frame, LLI_DATA, 7, 0, NULL, 0);
+    frame.bytes[10] = 1; // 64 KiB
+    assert_true(raw_send(t.link.data, frame.bytes, frame.size));
+    trickler_start(&t, true);
+    check_honest(&bed);
+    unregister_in_time(&bed);
+    // It is told, and keeps its link.
+    assert_int_equal(raw_hear_status(t.link.control, LLI_RESULT, 7), LLM_KV_CACHE_NOT_EXIST);
+    assert_int_equal(end_state(&bed.owner, RAW_STRANGER, NULL), LLM_LINK_READY);
+    trickler_join(&t);
+    bed_close(&bed);
+}
+
+// Nothing of it has begun to leave: the connection is full of another transfer's bytes.
+static void
+test_unregister_while_a_pull_waits_for_its_turn(void **state)
+{
+    struct bed bed;
+    struct trickler t = {0};
+    struct kv first;
+    int few_bytes = 32 << 10;
+    (void)state;
+    bed_open(&bed);
+    kv_open(&first, &bed.owner, TENSORS, SLOTS, STRIDE);
+    raw_link_open(&t.link, bed.owner.port, RAW_STRANGER);
+    setsockopt(t.link.data, SOL_SOCKET, SO_RCVBUF, &few_bytes, sizeof(few_bytes));
+    struct lli_block_run all = {0, SLOTS};
+    ask(&t, first.id, false, 7, &all);
+    ask(&t, bed.kv.id, false, 9, &all);
+    trickler_start(&t, false);
+    check_honest(&bed);
+    unregister_in_time(&bed);
+    // It is told, and the other transfer goes on.
+    assert_int_equal(raw_hear_status(t.link.control, LLI_RESULT, 9), LLM_KV_CACHE_NOT_EXIST);
+    assert_int_equal(end_state(&bed.owner, RAW_STRANGER, NULL), LLM_LINK_READY);
+    trickler_join(&t);
+    bed_close(&bed);
+    kv_free(&first);
+}
+
+static const struct CMUnitTest tests[] = {
+    KIT_TEST(test_unregister_while_a_peer_reads_a_trickle),
+    KIT_TEST(test_unregister_while_a_peer_writes_a_trickle),
+    KIT_TEST(test_unregister_while_a_pull_waits_for_its_turn),
+};
+
+int
+main(int argc, char **argv)
+{
+    return kit_main(argc, argv, tests, LENGTH(tests));
+}
