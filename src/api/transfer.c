@@ -138,10 +138,23 @@ check_slot(const char *name, uint64_t slot, const struct lli_geometry *geometry)
                     name, (unsigned long long)slot, (unsigned long long)geometry->num_slots);
 }
 
+// Without a branch in the loop: the lists are long, and almost always right.
+static bool
+all_below(const uint64_t *blocks, size_t num_blocks, uint64_t limit)
+{
+    // The top bit is set in blocks[i] or in what remains to the limit if, and only if, it's beyond.
+    uint64_t bits = 0;
+    for (size_t i = 0; i < num_blocks; i++)
+        bits |= blocks[i] | (limit - 1 - blocks[i]);
+    return bits >> 63 == 0;
+}
+
 static llm_status
 check_blocks(const char *name, const uint64_t *blocks, size_t num_blocks,
              const struct lli_geometry *geometry)
 {
+    if (all_below(blocks, num_blocks, geometry->num_slots))
+        return LLM_SUCCESS;
     for (size_t i = 0; i < num_blocks; i++) {
         if (blocks[i] >= geometry->num_slots)
             return lli_fail(LLM_PARAM_INVALID, "transfer",

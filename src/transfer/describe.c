@@ -37,10 +37,18 @@ lli_describe_request(const struct lli_transfer_args *args, struct lli_request *r
 static uint64_t
 find_last_block(const uint64_t *blocks, size_t num_blocks)
 {
-    uint64_t last = 0;
-    for (size_t i = 0; i < num_blocks; i++)
-        last = lli_max(last, blocks[i]);
-    return last;
+    // Four at a time, so that no comparison waits for the one before.
+    uint64_t a = 0, b = 0, c = 0, d = 0;
+    size_t i = 0;
+    for (; i + 4 <= num_blocks; i += 4) {
+        a = lli_max(a, blocks[i]);
+        b = lli_max(b, blocks[i + 1]);
+        c = lli_max(c, blocks[i + 2]);
+        d = lli_max(d, blocks[i + 3]);
+    }
+    for (; i < num_blocks; i++)
+        a = lli_max(a, blocks[i]);
+    return lli_max(lli_max(a, b), lli_max(c, d));
 }
 
 static size_t

@@ -44,6 +44,39 @@ shrink(struct lli_run *runs, size_t num_runs)
     return smaller != NULL ? smaller : runs;
 }
 
+// Lists of blocks are long and often in a row: that is found out for so many at a time.
+enum { ROW_STEP = 16 };
+
+// Whether the ROW_STEP blocks behind the first one follow it one by one.
+static inline bool
+goes_on(const uint64_t *blocks)
+{
+    uint64_t wrong = 0;
+    for (size_t i = 0; i < ROW_STEP; i++)
+        wrong |= blocks[i + 1] - blocks[i] - 1;
+    return wrong == 0;
+}
+
+static size_t
+count_row(const uint64_t *a, const uint64_t *b, size_t num_blocks)
+{
+    size_t count = 1;
+    while (count < num_blocks && a[count] == a[count - 1] + 1 && b[count] == b[count - 1] + 1) {
+        count++;
+        while (count + ROW_STEP <= num_blocks && goes_on(a + count - 1) && goes_on(b + count - 1))
+            count += ROW_STEP;
+    }
+    return count;
+}
+
+// How many blocks at the front are neighbours in both lists.  Scattered ones pass by quickly.
+static inline size_t
+row_length(const uint64_t *a, const uint64_t *b, size_t num_blocks)
+{
+    bool alone = num_blocks == 1 || a[1] != a[0] + 1 || b[1] != b[0] + 1;
+    return alone ? 1 : count_row(a, b, num_blocks);
+}
+
 llm_status
 lli_plan_blocks(struct lli_plan *ret_plan, uint64_t num_tensors, const uint64_t *src_blocks,
                 const uint64_t *dst_blocks, size_t num_blocks, uint64_t stride)
@@ -52,16 +85,12 @@ lli_plan_blocks(struct lli_plan *ret_plan, uint64_t num_tensors, const uint64_t 
     if (runs == NULL)
         return no_memory(num_blocks);
     size_t num_runs = 0;
-    for (size_t i = 0; i < num_blocks; i++) {
-        if (i > 0 && src_blocks[i] == src_blocks[i - 1] + 1 &&
-            dst_blocks[i] == dst_blocks[i - 1] + 1) {
-            runs[num_runs - 1].bytes += stride;
-            continue;
-        }
+    for (size_t i = 0, length; i < num_blocks; i += length) {
+        length = row_length(src_blocks + i, dst_blocks + i, num_blocks - i);
         runs[num_runs++] = (struct lli_run){
             .src_offset = src_blocks[i] * stride,
             .dst_offset = dst_blocks[i] * stride,
-            .bytes = stride,
+            .bytes = length * stride,
             .position = i * stride,
         };
     }
@@ -182,11 +211,9 @@ lli_block_runs_merge(const uint64_t *blocks, size_t num_blocks, struct lli_block
     if (runs == NULL)
         return no_memory(num_blocks);
     size_t num_runs = 0;
-    for (size_t i = 0; i < num_blocks; i++) {
-        if (i > 0 && blocks[i] == blocks[i - 1] + 1)
-            runs[num_runs - 1].count++;
-        else
-            runs[num_runs++] = (struct lli_block_run){.first = blocks[i], .count = 1};
+    for (size_t i = 0, length; i < num_blocks; i += length) {
+        length = row_length(blocks + i, blocks + i, num_blocks - i);
+        runs[num_runs++] = (struct lli_block_run){.first = blocks[i], .count = length};
     }
     *ret_runs = runs;
     *ret_num_runs = num_runs;

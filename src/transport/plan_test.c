@@ -160,6 +160,24 @@ test_every_small_pair_of_lists(void **state)
 }
 
 static void
+test_a_long_row_that_breaks_at_any_block_on_either_side(void **state)
+{
+    enum { COUNT = 70 };
+    uint64_t row[COUNT];
+    uint64_t broken[COUNT];
+    (void)state;
+    for (size_t at = 0; at <= COUNT; at++) {
+        for (uint64_t i = 0; i < COUNT; i++) {
+            row[i] = i;
+            broken[i] = i >= at ? i + 3 : i;
+        }
+        check_blocks(row, broken, COUNT, 2, 1);
+        check_blocks(broken, row, COUNT, 2, 1);
+        check_blocks(broken, broken, COUNT, 2, 1);
+    }
+}
+
+static void
 test_long_random_lists(void **state)
 {
     uint64_t random = 5;
@@ -425,6 +443,7 @@ main(void)
         cmocka_unit_test(test_a_slot_of_no_bytes_is_an_empty_stream),
         cmocka_unit_test(test_every_small_pair_of_lists),
         cmocka_unit_test(test_long_random_lists),
+        cmocka_unit_test(test_a_long_row_that_breaks_at_any_block_on_either_side),
         cmocka_unit_test(test_one_side_of_every_small_list_of_runs),
         cmocka_unit_test(test_every_small_pair_of_lists_of_runs),
         cmocka_unit_test(test_each_side_alone_sees_the_same_stream),
