@@ -13,6 +13,7 @@
 enum { AROUND_BYTES = 192, AROUND = 0xa5, CACHES_MAX = 16, PAGE_BYTES = 4096 };
 
 const char *transport = "local";
+bool (*kit_obeys)(struct talk *talk, const char *command, const char *words);
 
 void
 check_status(llm_status status, llm_status expected, const char *call, const char *file, int line)
@@ -27,9 +28,10 @@ check_status(llm_status status, llm_status expected, const char *call, const cha
 
 // ---- instances ----
 
-llm_status
-end_try_open(struct end *end, const struct end_setup *setup)
+static llm_status
+try_open(struct end *end, const struct end_setup *setup, uint16_t port)
 {
+    char address[32];
     char sync_ms[16];
     char liveness_ms[16];
     unsigned role = setup->role;
@@ -44,7 +46,8 @@ end_try_open(struct end *end, const struct end_setup *setup)
     if (!setup->version_1)
         options[num_options++] = (llm_option){LLM_OPTION_LOCAL_COMM_RES, ""};
     if (setup->listens)
-        options[num_options++] = (llm_option){LLM_OPTION_LISTEN_IP_INFO, "127.0.0.1:0"};
+        options[num_options++] = (llm_option){LLM_OPTION_LISTEN_IP_INFO, address};
+    snprintf(address, sizeof(address), "127.0.0.1:%u", port);
     if (role == 0)
         role = setup->listens ? LLM_ROLE_PROMPT : LLM_ROLE_DECODER;
     snprintf(sync_ms, sizeof(sync_ms), "%u", setup->sync_ms != 0 ? setup->sync_ms : 60000);
@@ -57,6 +60,17 @@ end_try_open(struct end *end, const struct end_setup *setup)
     if (status == LLM_SUCCESS && setup->listens)
         status = llm_get_listen_port(end->dd, 0, &end->port);
     return status;
+}
+
+llm_status
+end_try_open(struct end *end, const struct end_setup *setup)
+{
+    llm_status status = try_open(end, setup, setup->port);
+    if (status != LLM_FAILED || setup->port == 0)
+        return status;
+    // Somebody else was given the port meanwhile.
+    llm_destroy(end->dd);
+    return try_open(end, setup, 0);
 }
 
 void
@@ -457,10 +471,10 @@ serve_open(struct server *server, struct talk *talk, const char *words)
     unsigned version_1;
     unsigned listens;
     struct end_setup setup = {.transports = server->transports};
-    assert_int_equal(sscanf(words, "%" SCNu64 " %u %31s %u %u %u %u", &setup.id, &setup.role,
-                            server->transports, &version_1, &listens, &setup.sync_ms,
-                            &setup.liveness_ms),
-                     7);
+    assert_int_equal(sscanf(words, "%" SCNu64 " %u %31s %u %u %u %u %" SCNu16, &setup.id,
+                            &setup.role, server->transports, &version_1, &listens, &setup.sync_ms,
+                            &setup.liveness_ms, &setup.port),
+                     8);
     setup.version_1 = version_1 != 0;
     setup.listens = listens != 0;
     assert_ok(end_try_open(&server->end, &setup));
@@ -543,6 +557,8 @@ serve_note(struct server *server, struct talk *talk)
 static void
 serve(struct server *server, struct talk *talk, const char *command, const char *words)
 {
+    if (kit_obeys != NULL && kit_obeys(talk, command, words))
+        return;
     if (strcmp(command, "open") == 0)
         serve_open(server, talk, words);
     else if (strcmp(command, "forbid") == 0)
@@ -606,10 +622,10 @@ other_open(struct other *other, const struct end_setup *setup)
     if (other->process.pid == 0)
         other_start(other);
     other->id = setup->id;
-    other->port =
-        (uint16_t)other_ask(other, "open %" PRIu64 " %u %s %d %d %u %u", setup->id, setup->role,
-                            setup->transports != NULL ? setup->transports : transport,
-                            setup->version_1, setup->listens, setup->sync_ms, setup->liveness_ms);
+    other->port = (uint16_t)other_ask(
+        other, "open %" PRIu64 " %u %s %d %d %u %u %u", setup->id, setup->role,
+        setup->transports != NULL ? setup->transports : transport, setup->version_1, setup->listens,
+        setup->sync_ms, setup->liveness_ms, setup->port);
 }
 
 int64_t

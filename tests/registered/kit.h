@@ -50,6 +50,7 @@ struct end_setup {
     const char *transports;
     bool version_1; // nothing asks for version 2
     bool listens;
+    uint16_t port;        // at which it listens, if that is free; 0 means any
     unsigned sync_ms;     // 0 means long
     unsigned liveness_ms; // 0 means long enough for a slow machine
 };
@@ -131,6 +132,8 @@ void await_note(struct end *end, uint64_t from, const void *bytes, size_t num_by
 // ---- another process ----
 
 int kit_serve(struct talk *talk);
+// For commands of a test's own: true if it was one of them.
+extern bool (*kit_obeys)(struct talk *talk, const char *command, const char *words);
 
 struct other {
     struct process process;
