@@ -333,6 +333,7 @@ struct swap {
     struct llm_datadist *dd;
     struct lli_listeners listeners;
     llm_status status;
+    char why[LLI_REASON_BYTES]; // for the caller's thread
 };
 
 static void
@@ -342,6 +343,7 @@ swap_listeners(void *arg)
     struct llm_datadist *dd = swap->dd;
     swap->status = lli_listeners_start(&swap->listeners);
     if (swap->status != LLM_SUCCESS) {
+        llm_last_error(swap->why, sizeof(swap->why));
         lli_listeners_close(&dd->node, &swap->listeners);
         return;
     }
@@ -367,5 +369,7 @@ lli_engine_relisten(struct llm_datadist *dd, const struct lli_listen_address *ad
     if (address != NULL)
         LLI_TRY(lli_listeners_open(&dd->node, address, 1, &swap.listeners));
     lli_loop_call(&dd->loop, swap_listeners, &swap);
+    if (swap.status != LLM_SUCCESS)
+        lli_set_last_error(swap.why);
     return swap.status;
 }

@@ -5,7 +5,6 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
-#include <stdatomic.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -21,8 +20,8 @@ enum { ERRORS_MAX = 6 };
 
 // X(name, does it talk to others?, the errors that it may have, the first ones best)
 //
-// Closing, unmapping and signals to oneself don't fail in ways that a program can do anything about;
-// epoll_ctl fails when it adds, else it can't.
+// Closing and unmapping don't fail in ways that a program can do anything about; what is written are
+// eventfds, which fail when they are readable anyway; epoll_ctl fails when it adds, else it can't.
 #define CALLS(X)                                                                                   \
     X(accept4, true, EMFILE, ENFILE, ENOMEM, ECONNABORTED, EINTR)                                  \
     X(bind, false, EADDRINUSE, EADDRNOTAVAIL)                                                      \
@@ -56,7 +55,7 @@ enum { ERRORS_MAX = 6 };
     X(socket, false, EMFILE, ENOBUFS)                                                              \
     X(syscall, false, ENOSYS, EPERM, EMFILE)                                                       \
     X(sysinfo, false, EFAULT)                                                                      \
-    X(write, false, EAGAIN)
+    X(write, false, 0)
 
 enum call {
 #define CALL_ENUM(name, ...) CALL_##name,
@@ -74,27 +73,33 @@ static const struct kind {
 #undef CALL_KIND
 };
 
-static struct syscalls_plan plan;
-static _Atomic bool armed;
-static _Atomic uint64_t counted;
-static _Atomic int struck = -1; // enum call
-static _Atomic int struck_error;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct syscalls_plan plan; // guarded by lock, as the others
+static bool armed;
+static uint64_t counted;
+static int struck = -1; // enum call
+static int struck_error;
 static int exempt_fd = -1;
 
 void
 syscalls_arm(const struct syscalls_plan *wanted)
 {
+    pthread_mutex_lock(&lock);
     plan = *wanted;
-    atomic_store(&counted, 0);
-    atomic_store(&struck, -1);
-    atomic_store(&armed, true);
+    counted = 0;
+    struck = -1;
+    armed = true;
+    pthread_mutex_unlock(&lock);
 }
 
 bool
 syscalls_disarm(void)
 {
-    atomic_store(&armed, false);
-    return atomic_load(&struck) >= 0;
+    pthread_mutex_lock(&lock);
+    armed = false;
+    bool was_struck = struck >= 0;
+    pthread_mutex_unlock(&lock);
+    return was_struck;
 }
 
 static unsigned
@@ -109,8 +114,10 @@ num_errors(const struct kind *kind)
 const char *
 syscalls_struck(int *ret_error, unsigned *ret_num_errors)
 {
-    int call = atomic_load(&struck);
-    *ret_error = atomic_load(&struck_error);
+    pthread_mutex_lock(&lock);
+    int call = struck;
+    *ret_error = struck_error;
+    pthread_mutex_unlock(&lock);
     *ret_num_errors = call < 0 ? 0 : num_errors(&kinds[call]);
     return call < 0 ? "nothing" : kinds[call].name;
 }
@@ -121,28 +128,42 @@ syscalls_exempt(int fd)
     exempt_fd = fd;
 }
 
-// Counts a call that is about to be made.  True if it must fail, with errno set.
+// Is this the call?  If it must fail, with which error?
+static bool
+is_chosen(enum call call, enum syscalls_deed *ret_deed, int *ret_error)
+{
+    const struct kind *kind = &kinds[call];
+    unsigned count = num_errors(kind);
+    bool chosen = false;
+    pthread_mutex_lock(&lock);
+    if (armed && (!plan.messages || kind->is_message) && (plan.deed != SYSCALLS_FAIL || count > 0))
+        chosen = ++counted == plan.n;
+    if (chosen) {
+        struck = (int)call;
+        struck_error = *ret_error = kind->errors[plan.variant < count ? plan.variant : 0];
+        *ret_deed = plan.deed;
+    }
+    pthread_mutex_unlock(&lock);
+    return chosen;
+}
+
+// For a call that is about to be made.  True if it must fail, with errno set.
 static bool
 before(enum call call, bool counts, bool *ret_kill)
 {
-    const struct kind *kind = &kinds[call];
+    enum syscalls_deed deed;
+    int error;
     *ret_kill = false;
-    if (!counts || !atomic_load(&armed) || (plan.messages && !kind->is_message) ||
-        (plan.deed == SYSCALLS_FAIL && num_errors(kind) == 0) ||
-        atomic_fetch_add(&counted, 1) + 1 != plan.n)
+    if (!counts || !is_chosen(call, &deed, &error))
         return false;
-    // First the word: whoever disarms now learns that something is about to happen.
-    atomic_store(&struck, (int)call);
-    if (plan.deed == SYSCALLS_KILL_BEFORE)
+    if (deed == SYSCALLS_KILL_BEFORE)
         raise(SIGKILL);
-    if (plan.deed == SYSCALLS_STOP_BEFORE)
+    if (deed == SYSCALLS_STOP_BEFORE)
         raise(SIGSTOP);
-    *ret_kill = plan.deed == SYSCALLS_KILL_AFTER;
-    if (plan.deed != SYSCALLS_FAIL)
-        return false;
-    errno = kind->errors[plan.variant < num_errors(kind) ? plan.variant : 0];
-    atomic_store(&struck_error, errno);
-    return true;
+    *ret_kill = deed == SYSCALLS_KILL_AFTER;
+    if (deed == SYSCALLS_FAIL)
+        errno = error;
+    return deed == SYSCALLS_FAIL;
 }
 
 // A function with these parameters, in the place of the system's; `counts`: which of its calls.
