@@ -3,7 +3,7 @@
 
     wheel_test.py MISSING SOURCE PYTHON
 
-Nothing is fetched: setuptools, cffi and numpy are the system's, and where one is missing the test is
+Nothing is fetched: setuptools and numpy are the system's, and where one is missing the test is
 skipped.
 """
 
@@ -33,7 +33,7 @@ def main():
     missing, source, python = sys.argv[1:]
     if missing != "nothing":
         skip(missing)
-    for module in ("pip", "venv", "ensurepip", "setuptools", "wheel", "cffi", "numpy"):
+    for module in ("pip", "venv", "ensurepip", "setuptools", "wheel", "numpy"):
         if subprocess.run([python, "-c", f"import {module}"], capture_output=True).returncode != 0:
             skip(f"{python} has no {module}")
     environment = {key: value for key, value in os.environ.items()

@@ -28,8 +28,8 @@ class _AnyCache:
                  manager: typing.Optional["_Manager"], memory: object = None) -> None:
         self._desc = desc
         self._native: typing.Optional[_core.NativeCache] = native
-        self._cache_id: int = native.struct.cache_id
-        self._addrs: typing.List[int] = list(native.addrs)
+        self._cache_id: int = native.cache_id
+        self._addrs: typing.List[int] = native.addrs
         self._is_blocks = is_blocks
         self._manager = None if manager is None else weakref.ref(manager)
         # Memory of Python's, which lives as long as this object and the views of it.

@@ -10,7 +10,6 @@ from ._caches import Cache, KeyTable, KvCache, _AnyCache, native_struct
 from ._check import (check_dict, check_int64, check_isinstance, check_keywords, check_uint32,
                      check_uint64)
 from ._config import EngineOptions
-from ._native import ffi
 from ._status import LLMStatusCode, raise_if_false, raise_if_true
 from ._tasks import (CacheTask, Item, LayerSynchronizer, TransferConfig,
                      TransferWithCacheKeyConfig)
@@ -79,10 +78,10 @@ class _Manager:
     # ---- keys ----
 
     @staticmethod
-    def _locate(key: AnyKey) -> CacheKeyByIdAndIndex:
-        """Where a peer's key leads to: peers can be asked for ids only."""
+    def _locate(key: AnyKey) -> _core.NativeIndex:
+        """What C calls a peer's key: peers can be asked for ids only."""
         if isinstance(key, CacheKeyByIdAndIndex):
-            return key
+            return _core.NativeIndex(key.cluster_id, key.cache_id, key.batch_index)
         raise_if_false(False, "{}: a peer's cache can't be found by its key yet, only by its id: "
                        "CacheKeyByIdAndIndex", key,
                        status_code=LLMStatusCode.LLM_FEATURE_NOT_ENABLED)
@@ -103,7 +102,7 @@ class _Manager:
         per_layer = keywords.get("tensor_num_per_layer", 2)
         _check_per_layer(per_layer)
         if src is None and dst is None:
-            return ffi.NULL  # all layers, however many tensors one has
+            return None  # all layers, however many tensors one has
         # Where one range is given, "all tensors" of the local side is a range too.
         raise_if_false(local.num_tensors % per_layer == 0,
                        "{} tensors can't be divided into layers of {}", local.num_tensors, per_layer)
@@ -122,22 +121,16 @@ class _Manager:
         _check_size(size)
         self._check_cache_key(cache_key)
         param = self._param(cache.cache_desc, keywords, False)
-        native = cache._struct()
-        at = self._locate(cache_key)
-        self._engine.transfer("pull_kv_cache", "pull_cache",
-                              _core.cache_index(at.cluster_id, at.cache_id, at.batch_index),
-                              native.struct, batch_index, size, param)
+        self._engine.transfer("pull_cache", _core.PULL_CACHE, cache._struct(),
+                              self._locate(cache_key), param, batch_index, size)
 
     def _pull_blocks(self, cache_key: AnyKey, cache: _AnyCache, src_blocks: Blocks,
                      dst_blocks: Blocks, keywords: typing.Mapping[str, typing.Any]) -> None:
-        src_list, src_count = _core.block_list("src_blocks", src_blocks)
-        dst_list, dst_count = _core.block_list("dst_blocks", dst_blocks)
+        src_list = _core.block_list("src_blocks", src_blocks)
+        dst_list = _core.block_list("dst_blocks", dst_blocks)
         param = self._param(cache.cache_desc, keywords, False)
-        native = cache._struct()
-        at = self._locate(cache_key)
-        self._engine.transfer("pull_kv_blocks", "pull_blocks",
-                              _core.cache_index(at.cluster_id, at.cache_id, at.batch_index),
-                              native.struct, src_list, src_count, dst_list, dst_count, param)
+        self._engine.transfer("pull_blocks", _core.PULL_BLOCKS, cache._struct(),
+                              self._locate(cache_key), param, src_list, dst_list)
 
     def _push_cache(self, dst_cache_key: AnyKey, src_cache: _AnyCache, src_batch_index: int,
                     size: int, keywords: typing.Mapping[str, typing.Any]) -> None:
@@ -145,22 +138,18 @@ class _Manager:
         check_int64("size", size)
         raise_if_false(size == -1, "size {} must be -1", size)
         param = self._push_param(src_cache, keywords)
-        at = self._locate(dst_cache_key)
-        self._engine.transfer("push_kv_cache", "push_cache", src_cache._struct().struct,
-                              _core.cache_index(at.cluster_id, at.cache_id, at.batch_index),
-                              src_batch_index, size, param)
+        self._engine.transfer("push_cache", _core.PUSH_CACHE, src_cache._struct(),
+                              self._locate(dst_cache_key), param, src_batch_index, size)
 
     def _push_blocks(self, dst_cache_key: AnyKey, src_cache: _AnyCache, src_blocks: Blocks,
                      dst_blocks: Blocks, keywords: typing.Mapping[str, typing.Any]) -> None:
-        src_list, src_count = _core.block_list("src_blocks", src_blocks)
-        dst_list, dst_count = _core.block_list("dst_blocks", dst_blocks)
-        raise_if_false(dst_count > 0, "dst_blocks must not be empty")
+        src_list = _core.block_list("src_blocks", src_blocks)
+        dst_list = _core.block_list("dst_blocks", dst_blocks)
+        raise_if_false(len(dst_list) > 0, "dst_blocks must not be empty")
         raise_if_false(src_cache._is_blocks, "src_cache must be a blocks cache")
         param = self._push_param(src_cache, keywords)
-        at = self._locate(dst_cache_key)
-        self._engine.transfer("push_kv_blocks", "push_blocks", src_cache._struct().struct,
-                              _core.cache_index(at.cluster_id, at.cache_id, at.batch_index),
-                              src_list, src_count, dst_list, dst_count, param)
+        self._engine.transfer("push_blocks", _core.PUSH_BLOCKS, src_cache._struct(),
+                              self._locate(dst_cache_key), param, src_list, dst_list)
 
     def _push_param(self, src_cache: _AnyCache, keywords: typing.Mapping[str, typing.Any]
                     ) -> typing.Any:
@@ -241,10 +230,11 @@ class _Manager:
         desc = src_cache.cache_desc
         if dst_block_memory_size is not None:
             check_uint64("dst_block_memory_size", dst_block_memory_size)
-        src_list, src_count = _core.block_list("src_block_indices",
-                                               [] if src_block_indices is None else src_block_indices)
-        dst_list, dst_count = _core.block_list("dst_block_indices",
-                                               [] if dst_block_indices is None else dst_block_indices)
+        src_list = _core.block_list("src_block_indices",
+                                    [] if src_block_indices is None else src_block_indices)
+        dst_list = _core.block_list("dst_block_indices",
+                                    [] if dst_block_indices is None else dst_block_indices)
+        src_count, dst_count = len(src_list), len(dst_list)
         raise_if_true(src_count > 0 and dst_count == 0, "transfer from blocks to cache is not "
                       "supported")
         raise_if_true(src_count > 0 and src_count != dst_count,
@@ -274,20 +264,19 @@ class _Manager:
                            "dst_block_memory_size {} must be the source's block size {}",
                            dst_block_memory_size, stride(desc))
 
-        def make_push(config: TransferWithCacheKeyConfig, at: CacheKeyByIdAndIndex
+        def make_push(config: TransferWithCacheKeyConfig, index: _core.NativeIndex
                       ) -> typing.Callable[[int, int], None]:
-            index = _core.cache_index(at.cluster_id, at.cache_id, at.batch_index)
-            blocks = (src_list, src_count) if spread is None else spread(config.src_batch_index)
+            blocks = src_list if spread is None else spread(config.src_batch_index)
 
             def push(src_layer: int, dst_layer: int) -> None:
                 param = _core.transfer_param(range(src_layer, src_layer + 1),
                                              range(dst_layer, dst_layer + 1))
                 if dst_count > 0:
-                    self._engine.transfer("push_kv_blocks", "transfer_cache", native.struct, index,
-                                          *blocks, dst_list, dst_count, param)
+                    self._engine.transfer("transfer_cache", _core.PUSH_BLOCKS, native, index, param,
+                                          blocks, dst_list)
                 else:
-                    self._engine.transfer("push_kv_cache", "transfer_cache", native.struct, index,
-                                          config.src_batch_index, -1, param)
+                    self._engine.transfer("transfer_cache", _core.PUSH_CACHE, native, index, param,
+                                          config.src_batch_index, -1)
 
             return push
 
@@ -312,15 +301,15 @@ class _Manager:
                        "{} blocks of {} bytes don't fit a batch slot of {} bytes", count, size, slot)
         native = self._engine.register(desc.num_tensors, (desc.shape[0] * (slot // size), size),
                                        DataType.DT_INT8.value, int(desc.placement),
-                                       list(src_cache._struct().addrs))
+                                       src_cache._struct().addrs)
 
-        def spread(batch_index: int) -> typing.Tuple[typing.Any, int]:
+        def spread(batch_index: int) -> _core.NativeBlocks:
             raise_if_false(batch_index < desc.shape[0], "src_batch_index {} is out of range [0, {})",
                            batch_index, desc.shape[0])
             first = batch_index * (slot // size)
             return _core.block_list("src_block_indices", range(first, first + count))
 
-        return native, spread, lambda: self._engine.unregister(native.struct.cache_id)
+        return native, spread, lambda: self._engine.unregister(native.cache_id)
 
 
 class KvCacheManager(_Manager):
@@ -653,7 +642,7 @@ class CacheManager(_Manager):
             self._host_bytes += size
         try:
             memory = mmap.mmap(-1, size)
-            start = int(ffi.cast("uintptr_t", ffi.from_buffer(memory)))
+            start = _core.address_of(memory)
             native = self._engine.register(
                 desc.num_tensors, desc.shape, desc.data_type.value, int(desc.placement),
                 [start + i * tensor_bytes for i in range(desc.num_tensors)])
@@ -662,7 +651,7 @@ class CacheManager(_Manager):
                 self._host_bytes -= size
             raise
         with self._lock:
-            self._host_sizes[native.struct.cache_id] = size
+            self._host_sizes[native.cache_id] = size
         return self._made(Cache(desc, native, is_blocks, self, memory), keys, "host")
 
     def deallocate_cache(self, cache: Cache) -> None:
@@ -766,43 +755,41 @@ class CacheManager(_Manager):
         per_layer = keywords.get("tensor_num_per_layer", 2)
         _check_per_layer(per_layer)
         desc, native = dst_cache.cache_desc, dst_cache._struct()
-        _, count = _core.block_list("dst_blocks", dst_blocks)
+        count = len(_core.block_list("dst_blocks", dst_blocks))
         raise_if_false(count > 0, "dst_blocks must not be empty")
         raise_if_true((src or dst) and desc.num_tensors % per_layer != 0,
                       "{} tensors can't be divided into layers of {}", desc.num_tensors, per_layer)
         raise_if_true(src and dst and len(src) != len(dst),
                       "src_layer_range {} and dst_layer_range {} must have the same length", src, dst)
-        addrs = list(native.addrs)
+        addrs = native.addrs
         if dst is not None:
             raise_if_false(dst.stop * per_layer <= desc.num_tensors,
                            "dst_layer_range {} is out of range", dst)
             addrs = addrs[dst.start * per_layer:dst.stop * per_layer]
-        at = self._locate(key)
+        index = self._locate(key)
         block = stride(desc)
         memory = mmap.mmap(-1, len(addrs) * count * block)
-        start = int(ffi.cast("uintptr_t", ffi.from_buffer(memory)))
+        start = _core.address_of(memory)
         between = self._engine.register(
             len(addrs), (count, block), DataType.DT_INT8.value, int(Placement.DEVICE),
             [start + i * count * block for i in range(len(addrs))])
         try:
             whole = self._engine.register(
                 len(addrs), (1, count * block), DataType.DT_INT8.value, int(Placement.DEVICE),
-                list(between.addrs))
+                between.addrs)
             try:
-                param = ffi.NULL
+                param = None
                 if src or dst:
                     param = _core.transfer_param(src, range(len(addrs) // per_layer), per_layer)
-                self._engine.transfer(
-                    "pull_kv_cache", "pull_blocks",
-                    _core.cache_index(at.cluster_id, at.cache_id, at.batch_index),
-                    whole.struct, 0, count * block, param)
+                self._engine.transfer("pull_blocks", _core.PULL_CACHE, whole, index, param, 0,
+                                      count * block)
             finally:
-                self._engine.unregister(whole.struct.cache_id)
+                self._engine.unregister(whole.cache_id)
             part = _core.NativeCache(len(addrs), desc.shape, desc.data_type.value,
                                      int(desc.placement), addrs)
             self._engine.copy_blocks("pull_blocks", between, part, range(count), dst_blocks)
         finally:
-            self._engine.unregister(between.struct.cache_id)
+            self._engine.unregister(between.cache_id)
 
     def push_cache(self, dst_cache_key: CacheKeyByIdAndIndex, src_cache: Cache,
                    src_batch_index: int = 0, src_layer_range: typing.Optional[range] = None,

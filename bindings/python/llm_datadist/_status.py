@@ -5,7 +5,8 @@ import logging
 import os
 import sys
 
-from ._native import ffi, lib
+from . import _native
+from ._native import last_error
 
 
 def _make_logger() -> logging.Logger:
@@ -100,7 +101,7 @@ class LLMException(RuntimeError):
 
     @property
     def retryable(self) -> bool:
-        return self._status_code >= 0 and bool(lib.llm_status_recoverable(int(self._status_code)))
+        return self._status_code >= 0 and _native.recoverable(int(self._status_code))
 
 
 class Status:
@@ -118,17 +119,6 @@ class Status:
 
     def __repr__(self) -> str:
         return f"Status({self._status_code})"
-
-
-def last_error() -> str:
-    """The C library's explanation of this thread's last failed call."""
-    size = 512
-    while True:
-        buffer = ffi.new("char[]", size)
-        needed = lib.llm_last_error(buffer, size)
-        if needed < size:
-            return ffi.string(buffer).decode(errors="replace")
-        size = needed + 1
 
 
 def handle_llm_status(status: int, func: str, info: str) -> None:

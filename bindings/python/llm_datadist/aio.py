@@ -40,7 +40,7 @@ class _Waiter:
                 self.loop = loop
             future = loop.create_future()
             if not self.pending:
-                self.fd = self.engine.transfer_fd()
+                self.fd = self.engine.native.transfer_fd()
                 loop.add_reader(self.fd, self._wake)
             self.pending[transfer_id] = future
             try:
@@ -51,7 +51,7 @@ class _Waiter:
                 if not self.pending:
                     loop.remove_reader(self.fd)
         finally:
-            self.engine.release(transfer_id)
+            self.engine.native.release(transfer_id)
         handle_llm_status(status, func, error)
 
     def _wake(self) -> None:
@@ -65,7 +65,7 @@ class _Waiter:
         for transfer_id, future in self.pending.items():
             if future.done():
                 continue
-            status = self.engine.poll(transfer_id)
+            status = self.engine.native.poll(transfer_id)
             if status != LLMStatusCode.LLM_TRANSFER_PENDING:
                 future.set_result((status, last_error() if status != 0 else ""))
 
@@ -109,27 +109,29 @@ class Link:
     async def _transfer(self, way: str, cache_id: int, cache: _AnyCache, src_blocks: Blocks,
                         dst_blocks: Blocks, src_slot: int, dst_slot: int, size: int,
                         param: typing.Any) -> None:
-        local = cache._struct().struct
-        slot = 0 if len(src_blocks) or len(dst_blocks) else src_slot if way == "pull" else dst_slot
-        index = _core.cache_index(self.cluster_id, cache_id, slot)
-        sides = (index, local) if way == "pull" else (local, index)
-        if len(src_blocks) or len(dst_blocks):
-            kind = f"{way}_kv_blocks"
-            rest = _core.block_list("src_blocks", src_blocks) + _core.block_list("dst_blocks",
-                                                                                 dst_blocks)
+        pulls, by_blocks = way == "pull", len(src_blocks) > 0 or len(dst_blocks) > 0
+        slot = 0 if by_blocks else src_slot if pulls else dst_slot
+        index = _core.NativeIndex(self.cluster_id, cache_id, slot)
+        rest: typing.Tuple[typing.Any, typing.Any]
+        if by_blocks:
+            kind = _core.PULL_BLOCKS if pulls else _core.PUSH_BLOCKS
+            rest = (_core.block_list("src_blocks", src_blocks),
+                    _core.block_list("dst_blocks", dst_blocks))
         else:
-            kind = f"{way}_kv_cache"
-            rest = (dst_slot if way == "pull" else src_slot, size)
+            kind = _core.PULL_CACHE if pulls else _core.PUSH_CACHE
+            rest = (dst_slot if pulls else src_slot, size)
         waiter = _waiters.get(self._engine)
         if waiter is None:
             waiter = _waiters[self._engine] = _Waiter(self._engine)
-        await waiter.wait(self._engine.start(kind, way, *sides, *rest, param), way)
+        await waiter.wait(self._engine.start(way, kind, cache._struct(), index, param, *rest), way)
 
     async def close(self, timeout_ms: int = 3000) -> None:
         """Ends the link, on both sides if the peer is still there."""
         raise_if_false(self._peer is not None, "the side that has linked closes the link")
-        overall, codes, error = await asyncio.get_running_loop().run_in_executor(
-            None, self._engine.unlink, [self._peer], timeout_ms, False)
+        assert self._peer is not None
+        native = self._peer.native()
+        overall, codes, error = _core.Engine.link_results([self._peer], *await _detached(
+            self._engine, lambda: self._engine.native.unlink([native], timeout_ms, False)))
         handle_llm_status(int(codes[0] or overall), "close", error)
 
     async def __aenter__(self) -> "Link":
@@ -143,11 +145,35 @@ def _peer(cluster_id: int, address: typing.Tuple[str, int]) -> _core.Peer:
     return _core.Peer(cluster_id, 0, [("0.0.0.0", 0)], [address])
 
 
+async def _detached(engine: _core.Engine, call: typing.Callable[[], typing.Any],
+                    undo: typing.Optional[typing.Callable[[typing.Any], None]] = None
+                    ) -> typing.Tuple[typing.Any, str]:
+    """Awaits a C call that can't be cancelled; if the await is, the call goes on and is undone."""
+    loop = asyncio.get_running_loop()
+    ended: "asyncio.Future[None]" = loop.create_future()
+
+    def tell() -> None:
+        try:
+            loop.call_soon_threadsafe(lambda: ended.done() or ended.set_result(None))
+        except RuntimeError:
+            pass  # the loop was closed meanwhile
+
+    detached = engine.detach(call, undo, tell)
+    try:
+        await ended
+    except BaseException:
+        detached.abandon()
+        raise
+    assert detached.result is not None
+    return detached.result
+
+
 async def link(datadist: LLMDataDist, cluster_id: int, address: typing.Tuple[str, int],
                timeout_ms: int = 3000) -> Link:
     """Links to the cluster that listens at `address`, ("ip", port)."""
-    overall, _, error = await asyncio.get_running_loop().run_in_executor(
-        None, datadist._ready().link, [_peer(cluster_id, address)], timeout_ms)
+    engine, peers = datadist._ready(), [_peer(cluster_id, address)]
+    overall, _, error = _core.Engine.link_results(
+        peers, *await _detached(engine, *engine.link_calls(peers, timeout_ms)))
     handle_llm_status(int(overall), "link", error)
     return Link(datadist, cluster_id, address)
 
@@ -156,7 +182,7 @@ async def notifications(datadist: LLMDataDist
                         ) -> typing.AsyncIterator[typing.Tuple[int, bytes]]:
     """Yields (cluster id, bytes) for each notification that a peer's transfer brings, without end."""
     engine, loop = datadist._ready(), asyncio.get_running_loop()
-    fd, arrived = engine.notification_fd(), asyncio.Event()
+    fd, arrived = engine.native.notification_fd(), asyncio.Event()
 
     def wake() -> None:
         try:

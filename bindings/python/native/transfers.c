@@ -1,0 +1,200 @@
+#include "native.h"
+
+// So often a signal's handler gets its turn while the main thread waits.
+#define SLICE_MS 50
+
+// X(kind, C call, its start, the C arguments between instance and param)
+#define TRANSFERS(X)                                                                               \
+    X(PULL_CACHE, llm_pull_kv_cache, llm_start_pull_kv_cache,                                      \
+      (&t.index->index, &t.cache->cache, t.slot, t.size))                                          \
+    X(PULL_BLOCKS, llm_pull_kv_blocks, llm_start_pull_kv_blocks,                                   \
+      (&t.index->index, &t.cache->cache, SRC_BLOCKS, DST_BLOCKS))                                  \
+    X(PUSH_CACHE, llm_push_kv_cache, llm_start_push_kv_cache,                                      \
+      (&t.cache->cache, &t.index->index, t.slot, t.size))                                          \
+    X(PUSH_BLOCKS, llm_push_kv_blocks, llm_start_push_kv_blocks,                                   \
+      (&t.cache->cache, &t.index->index, SRC_BLOCKS, DST_BLOCKS))
+#define SRC_BLOCKS t.src->indices, (size_t)t.src->count
+#define DST_BLOCKS t.dst->indices, (size_t)t.dst->count
+#define UNWRAP(...) __VA_ARGS__
+
+enum transfer_kind {
+#define KIND(kind, call, start, arguments) kind,
+    TRANSFERS(KIND)
+#undef KIND
+};
+
+struct transfer {
+    int kind;
+    Cache *cache;
+    Index *index;
+    const llm_kv_cache_ext_param *param;
+    uint32_t slot;
+    int64_t size;
+    Blocks *src;
+    Blocks *dst;
+};
+
+// (kind, cache, index, param or None, then slot and size, or source and destination Blocks)
+static bool
+read_transfer(PyObject *args, struct transfer *t, int *flag)
+{
+    PyObject *param, *first, *second;
+    if (!PyArg_ParseTuple(args, "iO!O!OOO|p", &t->kind, cache_type, &t->cache, index_type,
+                          &t->index, &param, &first, &second, flag))
+        return false;
+    if (param != Py_None && Py_TYPE(param) != (PyTypeObject *)param_type) {
+        PyErr_SetString(PyExc_TypeError, "param must be a Param or None");
+        return false;
+    }
+    t->param = param == Py_None ? NULL : &((Param *)param)->param;
+    if (t->kind == PULL_CACHE || t->kind == PUSH_CACHE)
+        return to_u32(first, &t->slot) && to_i64(second, &t->size);
+    if (Py_TYPE(first) != (PyTypeObject *)blocks_type ||
+        Py_TYPE(second) != (PyTypeObject *)blocks_type) {
+        PyErr_SetString(PyExc_TypeError, "the blocks must be Blocks");
+        return false;
+    }
+    t->src = (Blocks *)first;
+    t->dst = (Blocks *)second;
+    return true;
+}
+
+// Without the GIL.
+static llm_status
+run_transfer(llm_datadist *dd, struct transfer t)
+{
+    switch (t.kind) {
+#define RUN(kind, call, start, arguments)                                                          \
+    case kind:                                                                                     \
+        return call(dd, UNWRAP arguments, t.param);
+        TRANSFERS(RUN)
+#undef RUN
+    default:
+        return LLM_PARAM_INVALID;
+    }
+}
+
+static llm_status
+start_transfer(llm_datadist *dd, struct transfer t, uint64_t *id)
+{
+    switch (t.kind) {
+#define START(kind, call, start, arguments)                                                        \
+    case kind:                                                                                     \
+        return start(dd, UNWRAP arguments, t.param, id);
+        TRANSFERS(START)
+#undef START
+    default:
+        return LLM_PARAM_INVALID;
+    }
+}
+
+// Waits in slices, between which signals are handled; what their handlers raise cancels the transfer.
+static PyObject *
+run_interruptibly(llm_datadist *dd, struct transfer t)
+{
+    llm_status status;
+    uint64_t id = 0;
+    Py_BEGIN_ALLOW_THREADS status = start_transfer(dd, t, &id);
+    if (status == LLM_SUCCESS)
+        status = llm_transfer_wait(dd, id, SLICE_MS);
+    Py_END_ALLOW_THREADS bool raised = false;
+    while (status == LLM_TRANSFER_PENDING && !raised) {
+        raised = PyErr_CheckSignals() != 0;
+        Py_BEGIN_ALLOW_THREADS if (!raised) status = llm_transfer_wait(dd, id, SLICE_MS);
+        Py_END_ALLOW_THREADS
+    }
+    if (id != 0) {
+        Py_BEGIN_ALLOW_THREADS llm_transfer_release(dd, id);
+        Py_END_ALLOW_THREADS
+    }
+    return raised ? NULL : status_of(status);
+}
+
+// transfer(kind, ..., interruptible) -> status
+PyObject *
+instance_transfer(PyObject *self, PyObject *args)
+{
+    llm_status status;
+    struct transfer t = {0};
+    int interruptible = 0;
+    if (!read_transfer(args, &t, &interruptible))
+        return NULL;
+    if (interruptible)
+        return run_interruptibly(dd_of(self), t);
+    Py_BEGIN_ALLOW_THREADS status = run_transfer(dd_of(self), t);
+    Py_END_ALLOW_THREADS return status_of(status);
+}
+
+// start(kind, ...) -> (status, id)
+PyObject *
+instance_start(PyObject *self, PyObject *args)
+{
+    llm_status status;
+    struct transfer t = {0};
+    int unused = 0;
+    uint64_t id = 0;
+    if (!read_transfer(args, &t, &unused))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS status = start_transfer(dd_of(self), t, &id);
+    Py_END_ALLOW_THREADS return Py_BuildValue("(kK)", (unsigned long)status,
+                                              (unsigned long long)id);
+}
+
+PyObject *
+instance_poll(PyObject *self, PyObject *number)
+{
+    uint64_t id;
+    return to_u64(number, &id) ? status_of(llm_transfer_poll(dd_of(self), id)) : NULL;
+}
+
+PyObject *
+instance_release(PyObject *self, PyObject *number)
+{
+    llm_status status;
+    uint64_t id;
+    if (!to_u64(number, &id))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS status = llm_transfer_release(dd_of(self), id);
+    Py_END_ALLOW_THREADS return status_of(status);
+}
+
+PyObject *
+instance_transfer_fd(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    return PyLong_FromLong(llm_transfer_fd(dd_of(self)));
+}
+
+PyObject *
+instance_notification_fd(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    return PyLong_FromLong(llm_notification_fd(dd_of(self)));
+}
+
+// -> (status, cluster id, bytes)
+PyObject *
+instance_poll_notification(PyObject *self, PyObject *unused)
+{
+    char bytes[LLM_NOTIFICATION_BYTES_MAX];
+    uint64_t cluster_id = 0;
+    size_t size = 0;
+    (void)unused;
+    llm_status status =
+        llm_poll_notification(dd_of(self), &cluster_id, bytes, sizeof(bytes), &size);
+    if (status != LLM_SUCCESS)
+        size = 0;
+    return Py_BuildValue("(kKy#)", (unsigned long)status, (unsigned long long)cluster_id, bytes,
+                         (Py_ssize_t)size);
+}
+
+bool
+add_transfer_kinds(PyObject *module)
+{
+#define ADD(kind, call, start, arguments)                                                          \
+    if (PyModule_AddIntConstant(module, #kind, kind) != 0)                                         \
+        return false;
+    TRANSFERS(ADD)
+#undef ADD
+    return true;
+}
