@@ -1,6 +1,6 @@
 #!/bin/bash
 # Builds the Debian packages, installs them in a clean Debian 12 made for the purpose, and there
-# compiles and runs the program that the README prints, and the demo.
+# compiles and runs the program that the README prints, the demo, and examples in Python.
 #
 # Needs root, debootstrap and a Debian mirror (the one that this machine uses); exits with 77 and a
 # reason where they are missing.
@@ -37,6 +37,7 @@ mkdir "$root/packages"
 cp build/deb/*.deb "$root/packages"
 rm "$root"/packages/*-dbgsym_*
 tests/readme_block.py README.md handover.c >"$root/handover.c"
+cp -r examples/python "$root/examples"
 
 cat >"$root/try" <<'EOS'
 set -eu
@@ -49,6 +50,12 @@ cc -Wall -Werror -o handover handover.c $(pkg-config --cflags --libs llm-datadis
 echo "== the command"
 llm-datadist --version
 llm-datadist demo
+echo "== the Python package"
+cd /examples
+python3 -c 'import llm_datadist, llm_datadist_v1
+assert llm_datadist.__file__ == "/usr/lib/python3/dist-packages/llm_datadist/__init__.py"'
+python3 handover.py
+python3 layerwise.py
 echo "== removal leaves nothing"
 apt-get -qq -y purge libllm-datadist0 >/dev/null 2>&1
 [ -z "$(find /usr \( -name '*llm_datadist*' -o -name '*llm-datadist*' \))" ]

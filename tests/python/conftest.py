@@ -42,8 +42,14 @@ class Peer:
         self.info = self.ask(**setup)
 
     def ask(self, **question):
+        self.tell(**question)
+        return self.hear()
+
+    def tell(self, **question):
         self.process.stdin.write(json.dumps(question) + "\n")
         self.process.stdin.flush()
+
+    def hear(self):
         line = self.process.stdout.readline()
         assert line, "the peer has ended"
         return json.loads(line)

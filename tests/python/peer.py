@@ -12,6 +12,8 @@ answers, sys.stdout = sys.stdout, sys.stderr
 import numpy as np
 
 import llm_datadist as ld
+from conftest import cluster_info
+from llm_datadist import _core
 
 
 def fill(views):
@@ -62,6 +64,14 @@ def main():
             answer = None
         elif what == "status":
             answer = int(datadist.query_register_mem_status(comms[-1]))
+        elif what == "link_to":
+            answer = datadist.link_clusters([cluster_info(question["cluster"], question["port"])])[0]
+        elif what == "stop_in_a_pull":
+            blocks = _core.block_list("blocks", range(len(views[0])))
+            datadist._engine.start("pull", _core.PULL_BLOCKS, cache._struct(), _core.NativeIndex(
+                question["cluster"], question["cache_id"]), None, blocks, blocks)
+            os.kill(os.getpid(), signal.SIGSTOP)
+            answer = None
         elif what == "hold_gil":
             # A peer that computes: nothing of it may be needed for a pull.
             sys.setswitchinterval(1000)

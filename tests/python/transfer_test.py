@@ -1,5 +1,6 @@
 """Pulls and pushes, of both generations, between processes."""
 
+import asyncio
 import gc
 import json
 import os
@@ -12,7 +13,7 @@ import pytest
 
 import llm_datadist as ld
 from conftest import V2_OPTIONS, cluster_info, wait_for
-from llm_datadist import LLMStatusCode
+from llm_datadist import LLMStatusCode, aio
 
 SHAPE = [16, 64]
 TRANSPORTS = ["shm", "tcp"]
@@ -139,16 +140,84 @@ def test_link_without_the_others_ends_in_time(engines):
         assert raised.value.status_code == LLMStatusCode.LLM_TIMEOUT
 
 
+PATIENT = {"llm.LivenessTime": "60000", "llm.SyncKvCacheWaitTime": "30000"}
+
+
 def test_keyboard_interrupt_ends_a_pull(peers, engines):
-    patient = {"llm.LivenessTime": "60000", "llm.SyncKvCacheWaitTime": "30000"}
-    peer = v1_prompt(peers, "tcp", **patient)
-    decoder, _ = v1_decoder(engines, peer, "tcp", **patient)
+    peer = v1_prompt(peers, "tcp", **PATIENT)
+    decoder, _ = v1_decoder(engines, peer, "tcp", **PATIENT)
     cache = own_cache(decoder.kv_cache_manager)
     peer.stop()
-    took = interrupt(lambda: decoder.kv_cache_manager.pull_blocks(
-        ld.CacheKeyByIdAndIndex(1, peer.info["cache_id"]), cache, [1], [1]))
-    assert took < 0.1
+    key = ld.CacheKeyByIdAndIndex(1, peer.info["cache_id"])
+    for call in (lambda: decoder.kv_cache_manager.pull_blocks(key, cache, [1], [1]),
+                 lambda: decoder.kv_cache_manager.pull_cache(key, cache)):
+        assert interrupt(call) < 0.1
     peer.go()
+
+
+def test_keyboard_interrupt_ends_a_push(peers, engines):
+    options = dict(V2_OPTIONS, **PATIENT, **{"llm.Transports": "tcp"})
+    peer = peers(role="DECODER", cluster_id=1, shape=SHAPE, v2=True,
+                 options=dict(options, **{"llm.listenIpInfo": "127.0.0.1:0"}))
+    mine = engines(ld.LLMRole.PROMPT, 2, options)
+    assert mine.link_clusters([cluster_info(1, peer.info["port"])])[0] == 0
+    manager, cache = mine.cache_manager, own_cache(mine.cache_manager)
+    peer.stop()
+    key = ld.CacheKeyByIdAndIndex(1, peer.info["cache_id"])
+    assert interrupt(lambda: manager.push_blocks(key, cache, [1], [1])) < 0.1
+    peer.go()
+
+
+def test_keyboard_interrupt_ends_unregistering(peers, engines):
+    blocks, size = 64, 2**18
+    options = dict(V2_OPTIONS, **PATIENT, **{"llm.Transports": "tcp"})
+    mine = engines(ld.LLMRole.MIX, 2, options, **{"llm.listenIpInfo": "127.0.0.1:0"})
+    peer = peers(role="MIX", cluster_id=1, shape=[blocks, size], num_tensors=1, v2=True,
+                 options=options)
+    assert peer.ask(what="link_to", cluster=2, port=mine.listen_port()) == 0
+    memory = np.zeros((blocks, size), np.float32)
+    cache = mine.cache_manager.register_blocks_cache(
+        ld.CacheDesc(1, [blocks, size], ld.DataType.DT_FLOAT), [memory.ctypes.data])
+    peer.tell(what="stop_in_a_pull", cluster=2, cache_id=cache.cache_id)
+    os.waitpid(peer.process.pid, os.WUNTRACED)
+    assert interrupt(lambda: mine.cache_manager.unregister_cache(cache.cache_id)) < 0.1
+    peer.go()
+    assert peer.hear() is None
+
+
+def test_keyboard_interrupt_ends_waiting_for_a_task(pair):
+    prompt, decoder = pair
+    source, target = (one.kv_cache_manager.allocate_cache(ld.CacheDesc(2, SHAPE, ld.DataType.DT_FLOAT))
+                      for one in pair)
+    gate = threading.Event()
+
+    class Never(ld.LayerSynchronizer):
+        def synchronize_layer(self, layer_index, timeout_in_millis):
+            return not gate.wait()
+
+    config = ld.TransferWithCacheKeyConfig(ld.CacheKeyByIdAndIndex(2, target.cache_id), range(1),
+                                           range(1))
+    task = prompt.kv_cache_manager.transfer_cache_async(source, Never(), [config])
+    for wait in (task.synchronize, task.get_results, lambda: task.synchronize(60000)):
+        assert interrupt(wait) < 0.1
+    gate.set()
+    assert task.synchronize() == LLMStatusCode.LLM_PARAM_INVALID
+
+
+def test_keyboard_interrupt_ends_awaiting(peers, engines):
+    peer = v1_prompt(peers, "tcp", **PATIENT)
+    decoder, _ = v1_decoder(engines, peer, "tcp", **PATIENT)
+    cache = own_cache(decoder.kv_cache_manager)
+    peer.stop()
+    assert interrupt(lambda: asyncio.run(
+        aio.Link(decoder, 1).pull(peer.info["cache_id"], cache))) < 0.1
+    other = engines(ld.LLMRole.DECODER, 3)
+    assert interrupt(lambda: asyncio.run(
+        aio.link(other, 1, ("127.0.0.1", peer.info["port"]), 20000))) < 0.1
+    peer.go()
+    for thread in other._engine._left_behind:
+        thread.join()
+    assert other.links() == []
 
 
 def test_keyboard_interrupt_ends_linking(engines, peers):

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""`pip install .`, as a user would: a wheel, installed in an environment of its own, works there.
+"""`pip install .`, as a user would: a wheel, installed in an environment of its own, works there,
+and passes the tests.
 
     wheel_test.py MISSING SOURCE PYTHON
 
@@ -33,7 +34,7 @@ def main():
     missing, source, python = sys.argv[1:]
     if missing != "nothing":
         skip(missing)
-    for module in ("pip", "venv", "ensurepip", "setuptools", "wheel", "numpy"):
+    for module in ("pip", "venv", "ensurepip", "setuptools", "wheel", "numpy", "pytest"):
         if subprocess.run([python, "-c", f"import {module}"], capture_output=True).returncode != 0:
             skip(f"{python} has no {module}")
     environment = {key: value for key, value in os.environ.items()
@@ -58,9 +59,16 @@ def main():
             [inner, "-c", "import llm_datadist, llm_datadist_v1; print(llm_datadist.__file__)"],
             check=True, capture_output=True, text=True, cwd=folder, env=environment).stdout
         assert where.startswith(venv), where
+        needed = subprocess.run(
+            [inner, "-c", "from importlib.metadata import requires; print(requires('llm-datadist'))"],
+            check=True, capture_output=True, text=True, env=environment).stdout
+        assert needed.strip() == "['numpy>=1.22']", needed
         for example in ("handover.py", "layerwise.py", "awaiting.py"):
             run(inner, os.path.join(source, "examples", "python", example), cwd=folder,
                 env=environment)
+        environment.update(LLM_DATADIST_LOG_LEVEL="off", PYTHONDONTWRITEBYTECODE="1")
+        run(inner, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+            os.path.join(source, "tests", "python"), cwd=folder, env=environment)
 
 
 if __name__ == "__main__":

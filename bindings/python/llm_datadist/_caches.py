@@ -8,7 +8,7 @@ import numpy as np
 
 from . import _core
 from ._check import check_isinstance, check_uint32, check_uint64
-from ._status import LLMStatusCode, raise_if_false
+from ._status import LLMException, LLMStatusCode, raise_if_false
 from ._types import (BlocksCacheKey, CacheDesc, CacheKey, INVALID_ID, Placement, view_dtype)
 
 if typing.TYPE_CHECKING:
@@ -66,9 +66,11 @@ class _AnyCache:
         self._addrs = []
 
     def _struct(self) -> _core.NativeCache:
-        raise_if_false(self._native is not None, "the cache {} was deallocated", self._cache_id,
-                       status_code=LLMStatusCode.LLM_KV_CACHE_NOT_EXIST)
-        return typing.cast(_core.NativeCache, self._native)
+        native = self._native
+        if native is None:
+            raise LLMException(f"the cache {self._cache_id} was deallocated",
+                               LLMStatusCode.LLM_KV_CACHE_NOT_EXIST)
+        return native
 
     def __enter__(self) -> "_AnyCache":
         return self

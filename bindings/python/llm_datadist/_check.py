@@ -20,13 +20,12 @@ def check_isinstance(name: str, value: typing.Any, classes: typing.Any,
     `inner_class` if that is given."""
     if value is None and allow_none:
         return
-    kinds = tuple(classes) if isinstance(classes, (list, tuple)) else (classes,)
-    if not isinstance(value, kinds):
+    if not isinstance(value, tuple(classes) if type(classes) is list else classes):
         raise TypeError(f"{name} only support {_names(classes)}, but got {_names(type(value))}."
                         f"{extra_info}")
     if inner_class is None:
         return
-    inner = tuple(inner_class) if isinstance(inner_class, (list, tuple)) else (inner_class,)
+    inner = tuple(inner_class) if type(inner_class) is list else inner_class
     for one in value:
         if not isinstance(one, inner):
             raise TypeError(f"{name} inner type only support {_names(inner_class)}, "

@@ -24,6 +24,9 @@ Blocks = typing.Union[typing.Sequence[int], range, "np.ndarray", "array.array"]
 PULL_CACHE, PULL_BLOCKS = _native.PULL_CACHE, _native.PULL_BLOCKS
 PUSH_CACHE, PUSH_BLOCKS = _native.PUSH_CACHE, _native.PUSH_BLOCKS
 
+# So long an interrupted push waits for its peer to confirm that no more bytes land.
+_GIVE_UP_S = 0.03
+
 _main_thread = threading.main_thread().ident
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
 
@@ -219,9 +222,15 @@ class Engine:
 
     def transfer(self, func: str, kind: int, *arguments: typing.Any) -> None:
         """Runs a transfer to its end.  In the main thread, where signals are handled, they end it."""
-        status = self.native.transfer(kind, *arguments, threading.get_ident() == _main_thread)
+        status = self.native.transfer(
+            kind, *arguments, self._give_up if threading.get_ident() == _main_thread else None)
         if status != 0:
             handle_llm_status(status, func, last_error())
+
+    def _give_up(self, transfer_id: int) -> None:
+        """Cancels a transfer, and doesn't wait long for a peer that hangs to confirm it."""
+        self.detach(lambda: self.native.release(transfer_id), None, lambda: None
+                    ).thread.join(_GIVE_UP_S)
 
     def start(self, func: str, kind: int, *arguments: typing.Any) -> int:
         """Starts a transfer and returns its id."""

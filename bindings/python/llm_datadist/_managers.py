@@ -73,7 +73,8 @@ class _Manager:
         raise NotImplementedError
 
     def _check_cache(self, name: str, cache: typing.Any) -> None:
-        check_isinstance(name, cache, self._cache_class, allow_none=False)
+        if not isinstance(cache, self._cache_class):
+            check_isinstance(name, cache, self._cache_class, allow_none=False)
 
     # ---- keys ----
 
@@ -81,7 +82,7 @@ class _Manager:
     def _locate(key: AnyKey) -> _core.NativeIndex:
         """What C calls a peer's key: peers can be asked for ids only."""
         if isinstance(key, CacheKeyByIdAndIndex):
-            return _core.NativeIndex(key.cluster_id, key.cache_id, key.batch_index)
+            return _core.NativeIndex(key._cluster_id, key._cache_id, key._batch_index)
         raise_if_false(False, "{}: a peer's cache can't be found by its key yet, only by its id: "
                        "CacheKeyByIdAndIndex", key,
                        status_code=LLMStatusCode.LLM_FEATURE_NOT_ENABLED)
@@ -97,6 +98,8 @@ class _Manager:
 
     def _param(self, local: CacheDesc, keywords: typing.Mapping[str, typing.Any], local_is_src: bool
                ) -> typing.Any:
+        if not keywords:
+            return None
         src = _layers("src_layer_range", keywords.get("src_layer_range"))
         dst = _layers("dst_layer_range", keywords.get("dst_layer_range"))
         per_layer = keywords.get("tensor_num_per_layer", 2)
@@ -321,8 +324,9 @@ class KvCacheManager(_Manager):
     _cache_class = KvCache
     _timeout_code = LLMStatusCode.LLM_WAIT_PROCESS_TIMEOUT
 
-    def _check_role(self, func: str, *roles: LLMRole) -> None:
-        raise_if_false(self._role in roles, "{} is not supported by {}", func, self._role)
+    def _check_role(self, func: str, role: LLMRole) -> None:
+        if self._role is not role:
+            raise_if_false(False, "{} is not supported by {}", func, self._role)
 
     # ---- caches ----
 
@@ -419,12 +423,12 @@ class KvCacheManager(_Manager):
         names the cache by its id.  Keywords: as pull_cache, without offsets.
         """
         check_isinstance("prompt_cache_key", prompt_cache_key,
-                         [BlocksCacheKey, CacheKeyByIdAndIndex], allow_none=False)
+                         (BlocksCacheKey, CacheKeyByIdAndIndex), allow_none=False)
         self._check_cache("decoder_kv_cache", decoder_kv_cache)
-        check_keywords("pull_blocks", kwargs, _LAYER_KEYWORDS)
+        if kwargs:
+            check_keywords("pull_blocks", kwargs, _LAYER_KEYWORDS)
         self._check_alive()
         self._check_role("pull_blocks", LLMRole.DECODER)
-        _check_block_counts(prompt_blocks, decoder_blocks)
         self._pull_blocks(prompt_cache_key, decoder_kv_cache, prompt_blocks, decoder_blocks, kwargs)
 
     def push_cache(self, dst_cache_key: CacheKeyByIdAndIndex, src_cache: KvCache,
@@ -513,16 +517,6 @@ class _DescOnly:
 
     def __init__(self, desc: CacheDesc) -> None:
         self.cache_desc = desc
-
-
-def _check_block_counts(src_blocks: Blocks, dst_blocks: Blocks) -> None:
-    for name, blocks in (("src_blocks", src_blocks), ("dst_blocks", dst_blocks)):
-        if not hasattr(blocks, "__len__"):
-            check_isinstance(name, blocks, [list, tuple], allow_none=False)
-    raise_if_false(len(src_blocks) > 0, "the list of blocks must not be empty")
-    raise_if_false(len(src_blocks) == len(dst_blocks),
-                   "there are {} source blocks and {} destination blocks", len(src_blocks),
-                   len(dst_blocks))
 
 
 class CacheManager(_Manager):

@@ -76,6 +76,7 @@ class LLMStatusCode(enum.IntEnum):
 
 
 _CODES = {int(code): code for code in LLMStatusCode}
+_NAMES = {int(code): str(code) for code in LLMStatusCode}
 
 
 def to_code(status: int) -> LLMStatusCode:
@@ -126,7 +127,7 @@ def handle_llm_status(status: int, func: str, info: str) -> None:
     if status == 0:
         return
     code = to_code(status)
-    text = f"{func} failed, error code is {code}, {info}."
+    text = f"{func} failed, error code is {_NAMES[code]}, {info}."
     log.error(text)
     raise LLMException(text, code)
 

@@ -24,20 +24,15 @@ blocks_out_of_range(const char *name)
     return false;
 }
 
+// An object that is no int, but may have an __index__, as numbers of numpy's in a list do.
 static bool
-read_index(const char *name, PyObject *number, uint64_t *index)
+read_indexable(const char *name, PyObject *number, uint64_t *index)
 {
-    *index = PyLong_AsUnsignedLongLong(number);
-    if (*index != UINT64_MAX || !PyErr_Occurred())
-        return true;
-    if (PyErr_ExceptionMatches(PyExc_OverflowError))
-        return blocks_out_of_range(name);
-    // Integers of numpy's in a list, for instance.
-    PyErr_Clear();
     PyObject *integer = PyNumber_Index(number);
     if (integer == NULL) {
-        PyErr_Format(PyExc_TypeError, "%s inner type only support int, but got %R.", name,
-                     (PyObject *)Py_TYPE(number));
+        if (PyErr_ExceptionMatches(PyExc_TypeError))
+            PyErr_Format(PyExc_TypeError, "%s inner type only support int, but got %R.", name,
+                         (PyObject *)Py_TYPE(number));
         return false;
     }
     *index = PyLong_AsUnsignedLongLong(integer);
@@ -54,14 +49,21 @@ read_list(const char *name, PyObject *list, Blocks *blocks)
     if (blocks->indices == NULL)
         return false;
     for (; blocks->count < count; blocks->count++) {
-        // An index's __index__ may shorten the list.
-        PyObject *number =
-            is_list ? PyList_GetItem(list, blocks->count) : PyTuple_GetItem(list, blocks->count);
+        PyObject *number = is_list ? PyList_GetItem(list, blocks->count)
+                                   : PyTuple_GetItem(list, blocks->count);
+        uint64_t *index = &blocks->indices[blocks->count];
+        bool good = true;
         if (number == NULL)
             return false;
-        Py_INCREF(number);
-        bool good = read_index(name, number, &blocks->indices[blocks->count]);
-        Py_DECREF(number);
+        if (PyLong_CheckExact(number)) {
+            *index = PyLong_AsUnsignedLongLong(number);
+            good = *index != UINT64_MAX || !PyErr_Occurred() || blocks_out_of_range(name);
+        } else {
+            // An __index__ may do anything, shortening the list included.
+            Py_INCREF(number);
+            good = read_indexable(name, number, index);
+            Py_DECREF(number);
+        }
         if (!good)
             return false;
     }
@@ -155,13 +157,15 @@ read_array(const char *name, const struct array_interface *array, Blocks *blocks
         return false;
     blocks->count = count;
     const char *item = array->data;
-    if (array->kind == 'u' && array->item_bytes == 8 && stride == 8) {
-        memcpy(blocks->indices, item, (size_t)count * sizeof(uint64_t));
-        return true;
-    }
     int64_t sign = 0;
-    for (Py_ssize_t i = 0; i < count; i++, item += stride)
-        blocks->indices[i] = read_item(item, array, &sign);
+    if (array->item_bytes == 8 && stride == 8) {
+        memcpy(blocks->indices, item, (size_t)count * sizeof(uint64_t));
+        for (Py_ssize_t i = 0; i < count && array->kind == 'i'; i++)
+            sign |= (int64_t)blocks->indices[i];
+    } else {
+        for (Py_ssize_t i = 0; i < count; i++, item += stride)
+            blocks->indices[i] = read_item(item, array, &sign);
+    }
     return sign >= 0 || blocks_out_of_range(name);
 }
 

@@ -1,7 +1,7 @@
 #include "native.h"
 
 // So often a signal's handler gets its turn while the main thread waits.
-#define SLICE_MS 50
+#define SLICE_MS 20
 
 // X(kind, C call, its start, the C arguments between instance and param)
 #define TRANSFERS(X)                                                                               \
@@ -36,11 +36,11 @@ struct transfer {
 
 // (kind, cache, index, param or None, then slot and size, or source and destination Blocks)
 static bool
-read_transfer(PyObject *args, struct transfer *t, int *flag)
+read_transfer(PyObject *args, struct transfer *t, PyObject **give_up)
 {
     PyObject *param, *first, *second;
-    if (!PyArg_ParseTuple(args, "iO!O!OOO|p", &t->kind, cache_type, &t->cache, index_type,
-                          &t->index, &param, &first, &second, flag))
+    if (!PyArg_ParseTuple(args, "iO!O!OOO|O", &t->kind, cache_type, &t->cache, index_type,
+                          &t->index, &param, &first, &second, give_up))
         return false;
     if (param != Py_None && Py_TYPE(param) != (PyTypeObject *)param_type) {
         PyErr_SetString(PyExc_TypeError, "param must be a Param or None");
@@ -88,39 +88,56 @@ start_transfer(llm_datadist *dd, struct transfer t, uint64_t *id)
     }
 }
 
-// Waits in slices, between which signals are handled; what their handlers raise cancels the transfer.
+// Calls give_up(id) while an exception is set, which it keeps.
+static void
+give_up_transfer(PyObject *give_up, uint64_t id)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyObject *result = PyObject_CallFunction(give_up, "K", (unsigned long long)id);
+    if (result == NULL)
+        PyErr_WriteUnraisable(give_up);
+    Py_XDECREF(result);
+    PyErr_Restore(type, value, traceback);
+}
+
+// Waits in slices, between which signals are handled; if a handler raises, give_up(id) is called, which
+// is to release the transfer.
 static PyObject *
-run_interruptibly(llm_datadist *dd, struct transfer t)
+run_interruptibly(llm_datadist *dd, struct transfer t, PyObject *give_up)
 {
     llm_status status;
     uint64_t id = 0;
     Py_BEGIN_ALLOW_THREADS status = start_transfer(dd, t, &id);
     if (status == LLM_SUCCESS)
         status = llm_transfer_wait(dd, id, SLICE_MS);
-    Py_END_ALLOW_THREADS bool raised = false;
-    while (status == LLM_TRANSFER_PENDING && !raised) {
-        raised = PyErr_CheckSignals() != 0;
-        Py_BEGIN_ALLOW_THREADS if (!raised) status = llm_transfer_wait(dd, id, SLICE_MS);
+    Py_END_ALLOW_THREADS while (status == LLM_TRANSFER_PENDING)
+    {
+        if (PyErr_CheckSignals() != 0) {
+            give_up_transfer(give_up, id);
+            return NULL;
+        }
+        Py_BEGIN_ALLOW_THREADS status = llm_transfer_wait(dd, id, SLICE_MS);
         Py_END_ALLOW_THREADS
     }
     if (id != 0) {
         Py_BEGIN_ALLOW_THREADS llm_transfer_release(dd, id);
         Py_END_ALLOW_THREADS
     }
-    return raised ? NULL : status_of(status);
+    return status_of(status);
 }
 
-// transfer(kind, ..., interruptible) -> status
+// transfer(kind, ..., give_up) -> status; give_up may be None, where no signals are handled.
 PyObject *
 instance_transfer(PyObject *self, PyObject *args)
 {
     llm_status status;
     struct transfer t = {0};
-    int interruptible = 0;
-    if (!read_transfer(args, &t, &interruptible))
+    PyObject *give_up = Py_None;
+    if (!read_transfer(args, &t, &give_up))
         return NULL;
-    if (interruptible)
-        return run_interruptibly(dd_of(self), t);
+    if (give_up != Py_None)
+        return run_interruptibly(dd_of(self), t, give_up);
     Py_BEGIN_ALLOW_THREADS status = run_transfer(dd_of(self), t);
     Py_END_ALLOW_THREADS return status_of(status);
 }
@@ -131,7 +148,7 @@ instance_start(PyObject *self, PyObject *args)
 {
     llm_status status;
     struct transfer t = {0};
-    int unused = 0;
+    PyObject *unused;
     uint64_t id = 0;
     if (!read_transfer(args, &t, &unused))
         return NULL;
