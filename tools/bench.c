@@ -72,10 +72,24 @@ run_all(struct bench *bench, struct bench_table *tables, size_t *ret_num_tables)
     return ok;
 }
 
+static void
+look_for_ucx(struct bench *bench)
+{
+    char path[4096];
+    if (!bench_ucx_exists(path))
+        snprintf(bench->ucx_missing, sizeof(bench->ucx_missing),
+                 "ucx: not built in, libucx-dev was missing (there is no %.100s)", path);
+}
+
 static int
 run(const struct bench_options *options)
 {
-    struct bench bench = {.options = options, .owner = {.fd = -1}, .terminal = isatty(2) == 1};
+    struct bench bench = {
+        .options = options,
+        .owner = {.fd = -1},
+        .ucx = {.fd = -1},
+        .terminal = isatty(2) == 1,
+    };
     struct bench_table *tables = calloc(bench_num_cases, sizeof(*tables));
     char machine[160];
     size_t num_tables = 0;
@@ -83,14 +97,17 @@ run(const struct bench_options *options)
         return TOOL_FAILED;
     for (size_t i = 0; i < bench_num_cases; i++)
         bench.total += is_wanted(options, &bench_cases[i]);
+    look_for_ucx(&bench);
     if (!options->json)
-        printf("llm-datadist %s on %s; %u rounds\n\n", llm_version(),
-               bench_machine(machine, sizeof(machine)), options->rounds);
+        printf("llm-datadist %s on %s; %u rounds\n%s%s\n", llm_version(),
+               bench_machine(machine, sizeof(machine)), options->rounds, bench.ucx_missing,
+               bench.ucx_missing[0] != '\0' ? "\n" : "");
     fflush(stdout);
     bool ok = run_all(&bench, tables, &num_tables);
     if (options->json)
-        ok = bench_print_json(stdout, tables, num_tables, options->rounds, options->long_set, ok) &&
-             ok;
+        ok = bench_print_json(stdout, &bench, tables, num_tables, ok) && ok;
+    else
+        bench_print_goals(stdout, options, tables, num_tables);
     if (options->svg != NULL && !bench_write_svg(options->svg, tables, num_tables, &bench.error)) {
         fprintf(stderr, "bench: FAILED: %s\n", bench.error.text);
         ok = false;

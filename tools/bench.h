@@ -20,8 +20,9 @@ enum {
     BENCH_TENSORS_MAX = 256,
     BENCH_ROUNDS_MAX = 101,
     BENCH_SERIES_MAX = 32,
-    BENCH_YARDSTICKS_MAX = 3,
+    BENCH_YARDSTICKS_MAX = 5,
     BENCH_CONNECTIONS_MAX = 8,
+    BENCH_THREADS_MAX = 2,
     BENCH_ONLY_MAX = 16
 };
 
@@ -110,6 +111,7 @@ struct bench_node_options {
     bool prompt;
     const char *transports;
     unsigned connections; // 0: the default
+    unsigned threads;     // that copy; 0: the default
     uint64_t pool_bytes;  // 0: the default
 };
 
@@ -186,8 +188,15 @@ enum bench_order_kind {
     BENCH_ORDER_CPU,        // nanoseconds
     BENCH_ORDER_MEMORY,     // bytes
     BENCH_ORDER_MANY_OPEN,  // `count` Prompts with ids from `cluster_id` on: ports
-    BENCH_ORDER_MANY_CLOSE
+    BENCH_ORDER_MANY_CLOSE,
+    // To bench-ucx alone, which also knows OPEN (its version) and CPU.
+    BENCH_ORDER_UCX_GET,  // the way `count`: nanoseconds
+    BENCH_ORDER_UCX_CHECK // the same into cleared memory, all bytes checked
 };
+
+// How UCX gets: of one host, of its TCP, and as it must when it is to notice that the peer has died.
+enum bench_ucx_way { BENCH_UCX_CMA, BENCH_UCX_TCP, BENCH_UCX_DETECT, BENCH_UCX_WAYS };
+enum { BENCH_UCX_VERSION_BYTES = 32 };
 
 enum { BENCH_CLUSTERS_MAX = 4096 };
 
@@ -212,6 +221,9 @@ struct bench_owner {
 };
 
 bool bench_owner_start(struct bench_owner *owner, struct bench_error *error);
+// bench-ucx (bench_ucx.c), which stands beside this program if UCX was there when it was built.
+bool bench_ucx_start(struct bench_owner *ucx, struct bench_error *error);
+bool bench_ucx_exists(char path[4096]);
 void bench_owner_stop(struct bench_owner *owner);
 // Gives an order and waits for its answer.  payload: room for exactly so much, or NULL and 0.
 bool bench_owner_order(struct bench_owner *owner, const struct bench_order *order,
@@ -224,6 +236,9 @@ bool bench_send_all(int fd, const void *bytes, size_t size);
 bool bench_receive_all(int fd, void *bytes, size_t size);
 
 // ---- results (bench_report.c, bench_json.c, bench_svg.c) ----
+
+struct bench;
+struct bench_options;
 
 struct bench_series {
     char name[40];
@@ -258,12 +273,34 @@ double bench_ratio(const struct bench_series *series, const struct bench_series 
 double bench_quantile(double *values, size_t num_values, double quantile); // sorts them
 
 void bench_print_table(FILE *out, const struct bench_table *table);
-bool bench_print_json(FILE *out, const struct bench_table *tables, size_t num_tables,
-                      unsigned rounds, bool long_set, bool ok);
+bool bench_print_json(FILE *out, const struct bench *bench, const struct bench_table *tables,
+                      size_t num_tables, bool ok);
 bool bench_write_svg(const char *path, const struct bench_table *tables, size_t num_tables,
                      struct bench_error *error);
 // The machine, in one line.
 const char *bench_machine(char *text, size_t size);
+
+// ---- goals (bench_goals.c) ----
+
+// Something that a table shall show.
+struct bench_goal {
+    const char *table;
+    const char *series;
+    const char *than; // a series that it is compared with; NULL: the number itself
+    double bound;
+    bool at_most;   // otherwise at least
+    bool wall_only; // CPU time doesn't show it
+};
+
+extern const struct bench_goal bench_goals[];
+extern const size_t bench_num_goals;
+
+// False if nothing was measured for it.
+bool bench_goal_measure(const struct bench_goal *goal, const struct bench_options *options,
+                        const struct bench_table *tables, size_t num_tables, double *ret_value);
+bool bench_goal_met(const struct bench_goal *goal, double value);
+void bench_print_goals(FILE *out, const struct bench_options *options,
+                       const struct bench_table *tables, size_t num_tables);
 
 // ---- the command line (bench_options.c) ----
 
@@ -287,6 +324,9 @@ void bench_print_help(FILE *out);
 struct bench {
     const struct bench_options *options;
     struct bench_owner owner;
+    struct bench_owner ucx;                    // while a table needs it
+    char ucx_version[BENCH_UCX_VERSION_BYTES]; // "" as long as it hasn't been used
+    char ucx_missing[200];                     // why it can't be, or ""
     struct bench_error error;
     size_t position; // of the table under way
     size_t total;
@@ -298,11 +338,15 @@ void bench_progress(const struct bench *bench, const struct bench_table *table, 
 
 // Which ways of moving a table compares.
 enum {
-    BENCH_HOST = 1,     // local, shm and the yardsticks of one host
-    BENCH_TCP = 2,      // tcp and raw streams
-    BENCH_PUSHES = 4,   // pushes as well
-    BENCH_READV = 8,    // process_vm_readv
-    BENCH_ALL_WAYS = 15 // all of them
+    BENCH_HOST = 1,      // local, shm and the yardsticks of one host
+    BENCH_TCP = 2,       // tcp and raw streams
+    BENCH_PUSHES = 4,    // pushes as well
+    BENCH_READV = 8,     // process_vm_readv
+    BENCH_UCX_HOST = 16, // UCX over cma
+    BENCH_UCX_NET = 32,  // UCX over tcp, and with failure detection
+    BENCH_FEW = 64,      // of tcp only the default number of connections
+    BENCH_UCX = BENCH_UCX_HOST | BENCH_UCX_NET,
+    BENCH_OWN_WAYS = 15 // all but UCX
 };
 
 // Both processes ready to move a work: instances, links, caches, raw connections.
@@ -313,19 +357,24 @@ struct bench_setup {
     uint16_t owner_port;
     struct bench_memory owner_memory;                 // addresses in the owner
     struct bench_node local_prompt;                   // a Prompt in this process
-    struct bench_node host;                           // Decoder over local and shm
+    struct bench_node host[1 + BENCH_THREADS_MAX];    // Decoders over local and shm, by threads
     struct bench_node tcp[1 + BENCH_CONNECTIONS_MAX]; // Decoders by number of connections
     struct bench_raw raw[1 + BENCH_CONNECTIONS_MAX];
     struct bench_pieces owner_pieces;
-    struct bench_pieces host_pieces;
+    struct bench_pieces host_pieces[1 + BENCH_THREADS_MAX];
     struct bench_pieces tcp_pieces[1 + BENCH_CONNECTIONS_MAX];
 };
 
-enum { BENCH_OWNER_CLUSTER = 1, BENCH_LOCAL_CLUSTER = 2, BENCH_HOST_CLUSTER = 100 };
+enum {
+    BENCH_OWNER_CLUSTER = 1,
+    BENCH_LOCAL_CLUSTER = 2,
+    BENCH_HOST_CLUSTER = 100,
+    BENCH_TCP_CLUSTER = 200
+};
 
-// connections: a bit (1 << n) for each number n of tcp connections wanted.
+// A bit (1 << n) for each number n of copy threads, and of tcp connections, that is wanted.
 bool bench_setup_open(struct bench_setup *setup, struct bench *bench, const struct bench_work *work,
-                      bool host, unsigned connections);
+                      unsigned threads, unsigned connections);
 void bench_setup_close(struct bench_setup *setup);
 bool bench_setup_raw(struct bench_setup *setup, unsigned connections);
 

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum way_kind { PULL, PUSH, COPY_PLAIN, COPY_STREAM, READV, RAW_TCP };
+enum way_kind { PULL, PUSH, COPY_PLAIN, COPY_STREAM, READV, RAW_TCP, UCX };
 enum way_transport { LOCAL, SHM, TCP };
 
 struct way {
@@ -12,31 +12,45 @@ struct way {
     unsigned needs; // BENCH_HOST, ...
     enum way_kind kind;
     enum way_transport transport;
-    unsigned connections; // tcp
+    unsigned number; // of threads (local, shm), of connections (tcp), or an enum bench_ucx_way
     bool long_only;
     const char *compared[BENCH_YARDSTICKS_MAX];
 };
 
+#define COPIES "memcpy", "streaming copy"
+#define TCP_WAYS(n, text)                                                                          \
+    {"raw tcp x" text, BENCH_TCP, RAW_TCP, TCP, n, false, {NULL}},                                 \
+        {"tcp pull x" text, BENCH_TCP, PULL, TCP, n, false, {"raw tcp x" text, "ucx tcp"}},        \
+    {                                                                                              \
+        "tcp push x" text, BENCH_TCP | BENCH_PUSHES, PUSH, TCP, n, false,                          \
+        {                                                                                          \
+            "raw tcp x" text                                                                       \
+        }                                                                                          \
+    }
+
 static const struct way all_ways[] = {
-    {"memcpy", BENCH_HOST, COPY_PLAIN, LOCAL, 0, false, {NULL}},
-    {"streaming copy", BENCH_HOST, COPY_STREAM, LOCAL, 0, false, {NULL}},
-    {"process_vm_readv", BENCH_READV, READV, SHM, 0, false, {NULL}},
-    {"local pull", BENCH_HOST, PULL, LOCAL, 0, false, {"memcpy", "streaming copy"}},
-    {"local push", BENCH_HOST | BENCH_PUSHES, PUSH, LOCAL, 0, true, {"memcpy", "streaming copy"}},
-    {"shm pull", BENCH_HOST, PULL, SHM, 0, false, {"memcpy", "streaming copy", "process_vm_readv"}},
-    {"shm push", BENCH_HOST | BENCH_PUSHES, PUSH, SHM, 0, false, {"memcpy", "streaming copy"}},
-    {"raw tcp x1", BENCH_TCP, RAW_TCP, TCP, 1, false, {NULL}},
-    {"tcp pull x1", BENCH_TCP, PULL, TCP, 1, false, {"raw tcp x1"}},
-    {"tcp push x1", BENCH_TCP | BENCH_PUSHES, PUSH, TCP, 1, false, {"raw tcp x1"}},
-    {"raw tcp x2", BENCH_TCP, RAW_TCP, TCP, 2, false, {NULL}},
-    {"tcp pull x2", BENCH_TCP, PULL, TCP, 2, false, {"raw tcp x2"}},
-    {"tcp push x2", BENCH_TCP | BENCH_PUSHES, PUSH, TCP, 2, false, {"raw tcp x2"}},
-    {"raw tcp x4", BENCH_TCP, RAW_TCP, TCP, 4, true, {NULL}},
-    {"tcp pull x4", BENCH_TCP, PULL, TCP, 4, true, {"raw tcp x4"}},
-    {"tcp push x4", BENCH_TCP | BENCH_PUSHES, PUSH, TCP, 4, true, {"raw tcp x4"}},
-    {"raw tcp x8", BENCH_TCP, RAW_TCP, TCP, 8, true, {NULL}},
-    {"tcp pull x8", BENCH_TCP, PULL, TCP, 8, true, {"raw tcp x8"}},
-    {"tcp push x8", BENCH_TCP | BENCH_PUSHES, PUSH, TCP, 8, true, {"raw tcp x8"}},
+    {"memcpy", BENCH_HOST, COPY_PLAIN, LOCAL, 1, false, {NULL}},
+    {"streaming copy", BENCH_HOST, COPY_STREAM, LOCAL, 1, false, {NULL}},
+    {"process_vm_readv", BENCH_READV, READV, SHM, 1, false, {NULL}},
+    {"ucx cma", BENCH_UCX_HOST, UCX, SHM, BENCH_UCX_CMA, false, {NULL}},
+    {"ucx tcp", BENCH_UCX_NET, UCX, TCP, BENCH_UCX_TCP, false, {NULL}},
+    {"ucx, detects failures", BENCH_UCX_NET, UCX, SHM, BENCH_UCX_DETECT, false, {NULL}},
+    {"local pull, 1 thread", BENCH_HOST, PULL, LOCAL, 1, false, {COPIES}},
+    {"local pull, 2 threads", BENCH_HOST, PULL, LOCAL, 2, true, {"local pull, 1 thread"}},
+    {"local push", BENCH_HOST | BENCH_PUSHES, PUSH, LOCAL, 1, true, {COPIES}},
+    {"shm pull, 1 thread",
+     BENCH_HOST,
+     PULL,
+     SHM,
+     1,
+     false,
+     {COPIES, "process_vm_readv", "ucx cma", "ucx, detects failures"}},
+    {"shm pull, 2 threads", BENCH_HOST, PULL, SHM, 2, false, {"shm pull, 1 thread"}},
+    {"shm push", BENCH_HOST | BENCH_PUSHES, PUSH, SHM, 1, false, {COPIES}},
+    TCP_WAYS(1, "1"),
+    TCP_WAYS(2, "2"),
+    TCP_WAYS(4, "4"),
+    TCP_WAYS(8, "8"),
 };
 
 enum { NUM_WAYS = sizeof(all_ways) / sizeof(all_ways[0]) };
@@ -53,7 +67,9 @@ struct contest {
 static struct bench_node *
 receiver(struct contest *c, const struct way *way)
 {
-    return way->transport == TCP ? &c->setup.tcp[way->connections] : &c->setup.host;
+    if (way->kind == COPY_PLAIN || way->kind == COPY_STREAM || way->kind == READV)
+        return &c->setup.host[1];
+    return way->transport == TCP ? &c->setup.tcp[way->number] : &c->setup.host[way->number];
 }
 
 static bool
@@ -83,7 +99,7 @@ static bool
 copy(struct contest *c, bench_copy how)
 {
     bench_copy_work(c->setup.work, &c->setup.blocks, &c->setup.local_prompt.memory,
-                    &c->setup.host.memory, how);
+                    &c->setup.host[1].memory, how);
     return true;
 }
 
@@ -91,20 +107,28 @@ static bool
 raw_tcp(struct contest *c, const struct way *way)
 {
     struct bench *bench = c->setup.bench;
-    struct bench_order order = {.kind = BENCH_ORDER_RAW_SEND, .count = way->connections};
+    struct bench_order order = {.kind = BENCH_ORDER_RAW_SEND, .count = way->number};
     struct bench_answer answer;
     if (!bench_send_all(bench->owner.fd, &order, sizeof(order)) ||
-        !bench_raw_move(&c->setup.raw[way->connections], &c->setup.tcp_pieces[way->connections],
-                        false, &bench->error))
+        !bench_raw_move(&c->setup.raw[way->number], &c->setup.tcp_pieces[way->number], false,
+                        &bench->error))
         return false;
     return (bench_receive_all(bench->owner.fd, &answer, sizeof(answer)) && answer.ok) ||
            bench_fail(&bench->error, "owner: raw stream: %.250s", answer.error.text);
 }
 
 static bool
+ucx(struct contest *c, const struct way *way, enum bench_order_kind kind, uint64_t *ret_ns)
+{
+    struct bench *bench = c->setup.bench;
+    struct bench_order order = {.kind = kind, .count = way->number};
+    return bench_owner_order(&bench->ucx, &order, ret_ns, NULL, 0, &bench->error);
+}
+
+static bool
 move(struct contest *c, const struct way *way, uint64_t *ret_ns)
 {
-    uint64_t owner_ns = 0;
+    uint64_t their_ns = 0; // who measures by himself
     bool ok = false;
     uint64_t begin = bench_now_ns();
     switch (way->kind) {
@@ -112,7 +136,7 @@ move(struct contest *c, const struct way *way, uint64_t *ret_ns)
         ok = pull(c, way);
         break;
     case PUSH:
-        ok = push(c, way, &owner_ns);
+        ok = push(c, way, &their_ns);
         break;
     case COPY_PLAIN:
         ok = copy(c, bench_copy_plain);
@@ -121,27 +145,31 @@ move(struct contest *c, const struct way *way, uint64_t *ret_ns)
         ok = copy(c, bench_copy_stream);
         break;
     case READV:
-        ok = bench_readv(c->setup.bench->owner.pid, &c->setup.owner_pieces, &c->setup.host_pieces,
-                         &c->setup.bench->error);
+        ok = bench_readv(c->setup.bench->owner.pid, &c->setup.owner_pieces,
+                         &c->setup.host_pieces[1], &c->setup.bench->error);
         break;
     case RAW_TCP:
         ok = raw_tcp(c, way);
         break;
+    case UCX:
+        ok = ucx(c, way, BENCH_ORDER_UCX_GET, &their_ns);
+        break;
     }
-    *ret_ns = owner_ns > 0 ? owner_ns : bench_now_ns() - begin;
+    *ret_ns = their_ns > 0 ? their_ns : bench_now_ns() - begin;
     return ok;
 }
 
-// CPU time of both processes so far.
+// CPU time so far of the two processes at work.
 static bool
-both_cpu(struct contest *c, uint64_t *ret_ns)
+both_cpu(struct contest *c, const struct way *way, uint64_t *ret_ns)
 {
+    struct bench *bench = c->setup.bench;
     struct bench_order order = {.kind = BENCH_ORDER_CPU};
-    uint64_t owner_ns;
-    if (!bench_owner_order(&c->setup.bench->owner, &order, &owner_ns, NULL, 0,
-                           &c->setup.bench->error))
+    uint64_t their_ns;
+    struct bench_owner *other = way->kind == UCX ? &bench->ucx : &bench->owner;
+    if (!bench_owner_order(other, &order, &their_ns, NULL, 0, &bench->error))
         return false;
-    *ret_ns = bench_cpu_ns() + owner_ns;
+    *ret_ns = their_ns + (way->kind == UCX ? 0 : bench_cpu_ns());
     return true;
 }
 
@@ -152,7 +180,7 @@ measure(struct contest *c, const struct way *way, uint64_t *ret_ns)
     uint64_t before, after, wall_ns;
     if (!c->setup.bench->options->cpu_clock)
         return move(c, way, ret_ns);
-    if (!both_cpu(c, &before) || !move(c, way, &wall_ns) || !both_cpu(c, &after))
+    if (!both_cpu(c, way, &before) || !move(c, way, &wall_ns) || !both_cpu(c, way, &after))
         return false;
     *ret_ns = after - before;
     return true;
@@ -170,15 +198,35 @@ is_possible(struct contest *c, const struct way *way)
     return false;
 }
 
+// A bit for each number of tcp connections.
+static unsigned
+wanted_connections(const struct bench *bench, unsigned ways)
+{
+    if ((ways & BENCH_TCP) == 0)
+        return 0;
+    if ((ways & BENCH_FEW) != 0)
+        return 1u << 2;
+    return bench->options->long_set ? 1u << 1 | 1u << 2 | 1u << 4 | 1u << 8 : 1u << 1 | 1u << 2;
+}
+
+static bool
+is_wanted(const struct contest *c, const struct way *way, unsigned ways)
+{
+    const struct bench *bench = c->setup.bench;
+    if ((way->needs & ~ways) != 0 || (way->long_only && !bench->options->long_set))
+        return false;
+    return (way->needs & BENCH_TCP) == 0 ||
+           (wanted_connections(bench, ways) >> way->number & 1) != 0;
+}
+
 static bool
 choose_ways(struct contest *c, unsigned ways)
 {
-    bool long_set = c->setup.bench->options->long_set;
     for (size_t i = 0; i < NUM_WAYS; i++) {
         const struct way *way = &all_ways[i];
-        if ((way->needs & ~ways) != 0 || (way->long_only && !long_set) || !is_possible(c, way))
+        if (!is_wanted(c, way, ways) || !is_possible(c, way))
             continue;
-        if (way->kind == RAW_TCP && !bench_setup_raw(&c->setup, way->connections))
+        if (way->kind == RAW_TCP && !bench_setup_raw(&c->setup, way->number))
             return false;
         struct bench_series *series =
             bench_table_add(c->table, way->name, way->compared[0] == NULL);
@@ -216,6 +264,12 @@ verify(struct contest *c)
     for (size_t i = 0; i < c->num_ways; i++) {
         uint64_t ns;
         struct bench_error wrong;
+        if (c->ways[i]->kind == UCX) {
+            if (!ucx(c, c->ways[i], BENCH_ORDER_UCX_CHECK, &ns))
+                return false;
+            c->table->series[i].verified = true;
+            continue;
+        }
         struct bench_node *node = receiver(c, c->ways[i]);
         bench_clear(setup->work, &node->memory);
         if (!move(c, c->ways[i], &ns))
@@ -227,12 +281,20 @@ verify(struct contest *c)
     return true;
 }
 
+// Where there is no UCX its rows are missing; bench says so once.
 static unsigned
-wanted_connections(const struct bench *bench, unsigned ways)
+open_ucx(struct contest *c, unsigned ways)
 {
-    if ((ways & BENCH_TCP) == 0)
-        return 0;
-    return bench->options->long_set ? 1u << 1 | 1u << 2 | 1u << 4 | 1u << 8 : 1u << 1 | 1u << 2;
+    struct bench *bench = c->setup.bench;
+    struct bench_order open = {.kind = BENCH_ORDER_OPEN, .work = *c->setup.work};
+    if ((ways & BENCH_UCX) == 0 || bench->ucx_missing[0] != '\0')
+        return ways & ~(unsigned)BENCH_UCX;
+    if (bench_ucx_start(&bench->ucx, &bench->error) &&
+        bench_owner_order(&bench->ucx, &open, NULL, bench->ucx_version, BENCH_UCX_VERSION_BYTES,
+                          &bench->error))
+        return ways;
+    snprintf(c->table->note, sizeof(c->table->note), "no rows of UCX: %.200s", bench->error.text);
+    return ways & ~(unsigned)BENCH_UCX;
 }
 
 bool
@@ -245,10 +307,12 @@ bench_run_copy(struct bench *bench, struct bench_table *table, const struct benc
     table->unit = bench->options->cpu_clock ? "GB/CPU s" : "GB/s";
     c->table = table;
     c->gigabytes = (double)bench_work_bytes(work) / 1e9;
-    bool ok = bench_setup_open(&c->setup, bench, work, (ways & BENCH_HOST) != 0,
-                               wanted_connections(bench, ways));
+    bool ok =
+        bench_setup_open(&c->setup, bench, work, (ways & BENCH_HOST) != 0 ? 1u << 1 | 1u << 2 : 0,
+                         wanted_connections(bench, ways));
     if (ok) {
-        ok = choose_ways(c, ways) && run_rounds(c) && verify(c);
+        ok = choose_ways(c, open_ucx(c, ways)) && run_rounds(c) && verify(c);
+        bench_owner_stop(&bench->ucx);
         bench_setup_close(&c->setup);
     }
     free(c);

@@ -21,7 +21,8 @@ run_blocks(struct bench *bench, struct bench_table *table, const struct bench_ca
     snprintf(table->title, sizeof(table->title), "%llu scattered blocks of %s, %s a transfer",
              (unsigned long long)slots, bench_size(which->number, size),
              bench_size(bench_work_bytes(&work), total));
-    return bench_run_copy(bench, table, &work, BENCH_ALL_WAYS);
+    bool ucx = bench->options->long_set || which->number >= 16 * kib;
+    return bench_run_copy(bench, table, &work, BENCH_OWN_WAYS | (ucx ? BENCH_UCX : 0));
 }
 
 static bool
@@ -38,7 +39,10 @@ run_registered(struct bench *bench, struct bench_table *table, const struct benc
              "registered memory, %llu scattered blocks of %s, %s a transfer",
              (unsigned long long)slots, bench_size(which->number, size),
              bench_size(bench_work_bytes(&work), total));
-    return bench_run_copy(bench, table, &work, BENCH_HOST | BENCH_READV | BENCH_PUSHES);
+    return bench_run_copy(bench, table, &work,
+                          bench->options->long_set
+                              ? BENCH_OWN_WAYS | BENCH_UCX
+                              : BENCH_HOST | BENCH_READV | BENCH_PUSHES | BENCH_UCX_HOST);
 }
 
 // ---- models ----
@@ -100,7 +104,7 @@ run_model(struct bench *bench, struct bench_table *table, const struct bench_cas
              bench_size(bench_work_bytes(&work), total));
     return bench_run_copy(bench, table, &work,
                           BENCH_HOST | BENCH_READV | BENCH_TCP |
-                              (bench->options->long_set ? BENCH_PUSHES : 0));
+                              (bench->options->long_set ? BENCH_PUSHES | BENCH_UCX : 0));
 }
 
 // ---- the storm ----
@@ -111,8 +115,10 @@ run_storm(struct bench *bench, struct bench_table *table, const struct bench_cas
     enum { NUM_BLOCKS = 112000 };
     char total[16], pool[16];
     uint64_t block_bytes = which->number * kib;
-    // Three pools of it, and room for everything else.
-    uint64_t room = bench->options->long_set ? bench_available_bytes() / 5 : UINT64_C(1) << 30;
+    // Five pools of it, two that own and three that pull, and room for everything else.
+    uint64_t room = bench_available_bytes() / 7;
+    if (!bench->options->long_set && room > UINT64_C(1) << 30)
+        room = UINT64_C(1) << 30;
     uint64_t slots = slots_for(room, block_bytes);
     if (slots > NUM_BLOCKS)
         slots = NUM_BLOCKS;
@@ -127,9 +133,9 @@ run_storm(struct bench *bench, struct bench_table *table, const struct bench_cas
              "%llu scattered blocks of 44 KiB, %s, out of and into %s", (unsigned long long)blocks,
              bench_size(bench_work_bytes(&work), total),
              bench_size(bench_work_memory(&work), pool));
-    return bench_run_copy(bench, table, &work,
-                          bench->options->long_set ? BENCH_HOST | BENCH_READV | BENCH_TCP
-                                                   : BENCH_HOST);
+    return bench_run_copy(
+        bench, table, &work,
+        bench->options->long_set ? BENCH_HOST | BENCH_READV | BENCH_TCP | BENCH_FEW : BENCH_HOST);
 }
 
 static bool
@@ -225,6 +231,7 @@ const struct bench_case bench_cases[] = {
     LINKS("links-tcp-1", 1, "tcp", false),
     LINKS("links-tcp-64", 64, "tcp", false),
     LINKS("links-tcp-512", 512, "tcp", true),
+    LINKS("links-tcp-4096", 4096, "tcp", true),
 };
 
 const size_t bench_num_cases = sizeof(bench_cases) / sizeof(bench_cases[0]);

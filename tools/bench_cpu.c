@@ -54,7 +54,7 @@ measure(struct bench_setup *setup, struct bench_node *node, uint64_t idle_ns, do
 static bool
 run_round(struct bench_setup *setup, struct bench_table *table, unsigned round)
 {
-    struct bench_node *nodes[] = {&setup->host, NULL, &setup->tcp[2]};
+    struct bench_node *nodes[] = {&setup->host[2], NULL, &setup->tcp[2]};
     uint64_t wall_ns = 0;
     bench_progress(setup->bench, table, round);
     for (size_t i = 0; i < 3; i++) {
@@ -76,10 +76,10 @@ bench_run_owner_cpu(struct bench *bench, struct bench_table *table)
         return bench_fail(&bench->error, "out of memory");
     table->unit = "%";
     table->less_is_better = true;
-    bench_table_add(table, "during shm pulls", false);
+    bench_compare(bench_table_add(table, "during shm pulls", false), "idle for as long");
     bench_table_add(table, "idle for as long", true);
     bench_table_add(table, "during tcp pulls x2", false);
-    bool ok = bench_setup_open(setup, bench, &work, true, 1u << 2);
+    bool ok = bench_setup_open(setup, bench, &work, 1u << 2, 1u << 2);
     if (ok) {
         for (unsigned round = 0; ok && round <= bench->options->rounds; round++)
             ok = run_round(setup, table, round);

@@ -70,19 +70,52 @@ print_table(FILE *out, const struct bench_table *table)
     fprintf(out, "    ]}");
 }
 
-bool
-bench_print_json(FILE *out, const struct bench_table *tables, size_t num_tables, unsigned rounds,
-                 bool long_set, bool ok)
+static void
+print_goal(FILE *out, const struct bench_goal *goal, double value)
 {
+    fprintf(out, "    {\"table\": \"%s\", \"series\": \"%s\", \"than\": \"%s\", ", goal->table,
+            goal->series, goal->than != NULL ? goal->than : "");
+    fprintf(out, "\"at_most\": %s, \"bound\": %.6g, \"measured\": %.6g, \"met\": %s}",
+            goal->at_most ? "true" : "false", goal->bound, value,
+            bench_goal_met(goal, value) ? "true" : "false");
+}
+
+static void
+print_goals(FILE *out, const struct bench_options *options, const struct bench_table *tables,
+            size_t num_tables)
+{
+    const char *comma = "";
+    for (size_t i = 0; i < bench_num_goals; i++) {
+        double value;
+        if (!bench_goal_measure(&bench_goals[i], options, tables, num_tables, &value))
+            continue;
+        fprintf(out, "%s", comma);
+        print_goal(out, &bench_goals[i], value);
+        comma = ",\n";
+    }
+    fprintf(out, "\n");
+}
+
+bool
+bench_print_json(FILE *out, const struct bench *bench, const struct bench_table *tables,
+                 size_t num_tables, bool ok)
+{
+    const struct bench_options *options = bench->options;
     char machine[160];
     fprintf(out, "{\n  \"bench\": 1, \"version\": \"%s\", \"machine\": ", llm_version());
     print_string(out, bench_machine(machine, sizeof(machine)));
-    fprintf(out, ", \"set\": \"%s\", \"rounds\": %u, \"ok\": %s, \"tables\": [\n",
-            long_set ? "long" : "short", rounds, ok ? "true" : "false");
+    fprintf(out, ", \"ucx\": ");
+    print_string(out, bench->ucx_missing[0] != '\0' ? bench->ucx_missing : bench->ucx_version);
+    fprintf(out,
+            ", \"set\": \"%s\", \"clock\": \"%s\", \"rounds\": %u, \"ok\": %s, \"tables\": [\n",
+            options->long_set ? "long" : "short", options->cpu_clock ? "cpu" : "wall",
+            options->rounds, ok ? "true" : "false");
     for (size_t i = 0; i < num_tables; i++) {
         print_table(out, &tables[i]);
         fprintf(out, "%s\n", i + 1 < num_tables ? "," : "");
     }
+    fprintf(out, "  ], \"goals\": [\n");
+    print_goals(out, options, tables, num_tables);
     fprintf(out, "  ]\n}\n");
     return fflush(out) == 0;
 }

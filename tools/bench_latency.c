@@ -36,7 +36,7 @@ read_one(const struct reader *reader)
         return bench_node_pull_one(reader->node, reader->cluster_id, from->parts[p].cache_id, p,
                                    src, dst) == LLM_SUCCESS ||
                bench_fail(&setup->bench->error, "%s failed", reader->name);
-    struct iovec to = {(void *)(setup->host.memory.parts[p].tensors[0] + dst * SMALL_BYTES),
+    struct iovec to = {(void *)(setup->host[2].memory.parts[p].tensors[0] + dst * SMALL_BYTES),
                        SMALL_BYTES};
     struct iovec at = {(void *)(from->parts[p].tensors[0] + src * SMALL_BYTES), SMALL_BYTES};
     if (reader->readv)
@@ -119,8 +119,8 @@ bench_run_latency(struct bench *bench, struct bench_table *table)
     struct reader readers[] = {
         {"bare copy", setup, NULL, BENCH_LOCAL_CLUSTER, 0, false, SAMPLES},
         {"process_vm_readv", setup, NULL, BENCH_OWNER_CLUSTER, 0, true, SAMPLES},
-        {"local pull", setup, &setup->host, BENCH_LOCAL_CLUSTER, 0, false, SAMPLES},
-        {"shm pull", setup, &setup->host, BENCH_OWNER_CLUSTER, 0, false, SAMPLES},
+        {"local pull", setup, &setup->host[2], BENCH_LOCAL_CLUSTER, 0, false, SAMPLES},
+        {"shm pull", setup, &setup->host[2], BENCH_OWNER_CLUSTER, 0, false, SAMPLES},
         {"tcp pull x2", setup, &setup->tcp[2], BENCH_OWNER_CLUSTER, 0, false, SLOW_SAMPLES},
     };
     size_t num_readers = sizeof(readers) / sizeof(readers[0]);
@@ -131,7 +131,7 @@ bench_run_latency(struct bench *bench, struct bench_table *table)
     compare_both(table, 2, "bare copy");
     compare_both(table, 3, "bare copy");
     compare_both(table, 3, "process_vm_readv");
-    bool ok = bench_setup_open(setup, bench, &work, true, 1u << 2);
+    bool ok = bench_setup_open(setup, bench, &work, 1u << 2, 1u << 2);
     if (ok) {
         ok = run_rounds(bench, table, readers, num_readers);
         bench_setup_close(setup);
@@ -142,11 +142,12 @@ bench_run_latency(struct bench *bench, struct bench_table *table)
 
 // ---- beside a large one ----
 
+enum { SERIES_BESIDE = 5 }; // of each transport
+
 struct large {
-    struct bench_setup *setup;
-    struct bench_node *node;
+    const struct reader *beside;
     atomic_bool stop;
-    uint64_t num_pulls;
+    uint64_t num_pulls, ns;
     bool ok;
 };
 
@@ -154,29 +155,37 @@ static void *
 pull_large(void *arg)
 {
     struct large *large = arg;
-    struct bench_work only_large = *large->setup->work;
+    const struct reader *beside = large->beside;
+    struct bench_setup *setup = beside->setup;
+    bool local = beside->cluster_id == BENCH_LOCAL_CLUSTER;
+    struct bench_work only_large = *setup->work;
     struct bench_error error;
     only_large.num_parts = 1;
+    uint64_t begin = bench_now_ns();
     large->ok = true;
     while (large->ok && !atomic_load(&large->stop)) {
-        large->ok = bench_node_pull(large->node, BENCH_OWNER_CLUSTER, &large->setup->owner_memory,
-                                    &only_large, &large->setup->blocks, &error);
+        large->ok = bench_node_pull(beside->node, beside->cluster_id,
+                                    local ? &setup->local_prompt.memory : &setup->owner_memory,
+                                    &only_large, &setup->blocks, &error);
         large->num_pulls++;
     }
+    large->ns = bench_now_ns() - begin;
     return NULL;
 }
 
 static bool
 run_beside(const struct reader *reader, unsigned round, struct bench_series *p50,
-           struct bench_series *p99)
+           struct bench_series *p99, struct bench_series *whole)
 {
-    struct large large = {.setup = reader->setup, .node = reader->node};
+    struct large large = {.beside = reader};
     pthread_t thread;
     if (pthread_create(&thread, NULL, pull_large, &large) != 0)
         return bench_fail(&reader->setup->bench->error, "can't start a thread");
     bool ok = run_reader(reader, round, p50, p99);
     atomic_store(&large.stop, true);
     pthread_join(thread, NULL);
+    if (round > 0 && large.num_pulls > 0)
+        bench_add(whole, (double)large.ns / 1e3 / (double)large.num_pulls);
     return ok && (large.ok || bench_fail(&reader->setup->bench->error, "the large pull failed"));
 }
 
@@ -187,9 +196,9 @@ run_beside_rounds(struct bench *bench, struct bench_table *table, const struct r
     for (unsigned round = 0; round <= bench->options->rounds; round++) {
         bench_progress(bench, table, round);
         for (size_t i = 0; i < num_readers; i++) {
-            struct bench_series *series = &table->series[4 * i];
+            struct bench_series *series = &table->series[SERIES_BESIDE * i];
             if (!run_reader(&readers[i], round, &series[0], &series[1]) ||
-                !run_beside(&readers[i], round, &series[2], &series[3]))
+                !run_beside(&readers[i], round, &series[2], &series[3], &series[4]))
                 return false;
         }
     }
@@ -208,7 +217,8 @@ bench_run_beside(struct bench *bench, struct bench_table *table)
     if (setup == NULL)
         return bench_fail(&bench->error, "out of memory");
     struct reader readers[] = {
-        {"shm", setup, &setup->host, BENCH_OWNER_CLUSTER, 1, false, SAMPLES},
+        {"local", setup, &setup->host[2], BENCH_LOCAL_CLUSTER, 1, false, SAMPLES},
+        {"shm", setup, &setup->host[2], BENCH_OWNER_CLUSTER, 1, false, SAMPLES},
         {"tcp x2", setup, &setup->tcp[2], BENCH_OWNER_CLUSTER, 1, false, SLOW_SAMPLES},
     };
     size_t num_readers = sizeof(readers) / sizeof(readers[0]);
@@ -220,8 +230,11 @@ bench_run_beside(struct bench *bench, struct bench_table *table)
         add_series(table, name, false);
         snprintf(name, sizeof(name), "%s, busy link", readers[i].name);
         add_series(table, name, false);
+        snprintf(name, sizeof(name), "%s, the large pull", readers[i].name);
+        bench_compare(&table->series[SERIES_BESIDE * i + 3], name);
+        bench_table_add(table, name, false);
     }
-    bool ok = bench_setup_open(setup, bench, &work, true, 1u << 2);
+    bool ok = bench_setup_open(setup, bench, &work, 1u << 2, 1u << 2);
     if (ok) {
         ok = run_beside_rounds(bench, table, readers, num_readers);
         bench_setup_close(setup);

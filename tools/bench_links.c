@@ -4,8 +4,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-// Of the owner, which has an instance of its own for each link.
-enum { DESCRIPTORS_PER_LINK = 14 };
+// Open files, of the one that links, and of the owners, who have an instance for each link.
+enum { DESCRIPTORS_HERE = 4, DESCRIPTORS_THERE = 14, DESCRIPTORS_ELSE = 64 };
+
+// Owners' processes, each with as many instances as it may open files for.
+enum { OWNERS_MAX = 64 };
+
+struct owners {
+    struct bench_owner list[OWNERS_MAX];
+    unsigned num;
+};
 
 enum { LINKS_PER_CALL = 16, FIRST_CLUSTER = 1000, LINK_TIMEOUT_MS = 30000 };
 
@@ -40,10 +48,17 @@ change(llm_datadist *dd, const uint16_t *ports, unsigned num_links, bool link,
 }
 
 static bool
-owner_memory(struct bench *bench, uint64_t *ret_bytes)
+owner_memory(struct owners *owners, uint64_t *ret_bytes, struct bench_error *error)
 {
     struct bench_order order = {.kind = BENCH_ORDER_MEMORY};
-    return bench_owner_order(&bench->owner, &order, ret_bytes, NULL, 0, &bench->error);
+    *ret_bytes = 0;
+    for (unsigned i = 0; i < owners->num; i++) {
+        uint64_t bytes;
+        if (!bench_owner_order(&owners->list[i], &order, &bytes, NULL, 0, error))
+            return false;
+        *ret_bytes += bytes;
+    }
+    return true;
 }
 
 static double
@@ -53,11 +68,11 @@ kib_each(uint64_t before, uint64_t after, unsigned num_links)
 }
 
 static bool
-run_round(struct bench *bench, struct bench_table *table, llm_datadist *dd, const uint16_t *ports,
-          unsigned num_links, unsigned round)
+run_round(struct bench *bench, struct bench_table *table, struct owners *owners, llm_datadist *dd,
+          const uint16_t *ports, unsigned num_links, unsigned round)
 {
     uint64_t owner_before, owner_after;
-    if (!owner_memory(bench, &owner_before))
+    if (!owner_memory(owners, &owner_before, &bench->error))
         return false;
     uint64_t before = bench_memory_bytes();
     uint64_t begin = bench_now_ns();
@@ -65,7 +80,7 @@ run_round(struct bench *bench, struct bench_table *table, llm_datadist *dd, cons
         return false;
     uint64_t linked = bench_now_ns();
     uint64_t after = bench_memory_bytes();
-    if (!owner_memory(bench, &owner_after))
+    if (!owner_memory(owners, &owner_after, &bench->error))
         return false;
     uint64_t unlinking = bench_now_ns();
     if (!change(dd, ports, num_links, false, &bench->error))
@@ -82,8 +97,8 @@ run_round(struct bench *bench, struct bench_table *table, llm_datadist *dd, cons
 }
 
 static bool
-run_rounds(struct bench *bench, struct bench_table *table, const uint16_t *ports,
-           unsigned num_links, const char *transport)
+run_rounds(struct bench *bench, struct bench_table *table, struct owners *owners,
+           const uint16_t *ports, unsigned num_links, const char *transport)
 {
     struct bench_node node;
     struct bench_node_options options = {
@@ -96,10 +111,38 @@ run_rounds(struct bench *bench, struct bench_table *table, const uint16_t *ports
     bool ok = true;
     for (unsigned round = 0; ok && round < bench->options->rounds; round++) {
         bench_progress(bench, table, round);
-        ok = run_round(bench, table, node.dd, ports, num_links, round);
+        ok = run_round(bench, table, owners, node.dd, ports, num_links, round);
     }
     bench_node_close(&node);
     return ok;
+}
+
+static bool
+open_owners(struct owners *owners, uint16_t *ports, unsigned num_links, unsigned per_owner,
+            struct bench_error *error)
+{
+    for (unsigned first = 0; first < num_links; first += per_owner) {
+        struct bench_owner *owner = &owners->list[owners->num];
+        unsigned count = num_links - first < per_owner ? num_links - first : per_owner;
+        struct bench_order open = {
+            .kind = BENCH_ORDER_MANY_OPEN,
+            .count = count,
+            .cluster_id = FIRST_CLUSTER + first,
+        };
+        if (!bench_owner_start(owner, error))
+            return false;
+        owners->num++;
+        if (!bench_owner_order(owner, &open, NULL, ports + first, count * sizeof(ports[0]), error))
+            return false;
+    }
+    return true;
+}
+
+static void
+stop_owners(struct owners *owners)
+{
+    for (unsigned i = 0; i < owners->num; i++)
+        bench_owner_stop(&owners->list[i]);
 }
 
 bool
@@ -107,29 +150,26 @@ bench_run_links(struct bench *bench, struct bench_table *table, unsigned num_lin
                 const char *transport)
 {
     static uint16_t ports[BENCH_CLUSTERS_MAX];
-    struct bench_order open = {
-        .kind = BENCH_ORDER_MANY_OPEN,
-        .count = num_links,
-        .cluster_id = FIRST_CLUSTER,
-    };
-    struct bench_order close = {.kind = BENCH_ORDER_MANY_CLOSE};
+    struct owners owners = {.num = 0};
     uint64_t limit = bench_raise_descriptor_limit();
+    uint64_t per_owner =
+        limit > DESCRIPTORS_ELSE ? (limit - DESCRIPTORS_ELSE) / DESCRIPTORS_THERE : 0;
     table->unit = "";
     table->less_is_better = true;
-    if (limit < (uint64_t)num_links * DESCRIPTORS_PER_LINK) {
+    if (limit < (uint64_t)num_links * DESCRIPTORS_HERE + DESCRIPTORS_ELSE ||
+        per_owner * OWNERS_MAX < num_links) {
         snprintf(table->note, sizeof(table->note),
                  "left out: %u links need about %u open files in one process, the limit is %llu",
-                 num_links, num_links * DESCRIPTORS_PER_LINK, (unsigned long long)limit);
+                 num_links, num_links * DESCRIPTORS_HERE + DESCRIPTORS_ELSE,
+                 (unsigned long long)limit);
         return true;
     }
     bench_table_add(table, "link, ms each", false);
     bench_table_add(table, "unlink, ms each", false);
     bench_table_add(table, "memory here, KiB each", false);
     bench_table_add(table, "memory there, KiB each", false);
-    bool ok = bench_owner_order(&bench->owner, &open, NULL, ports, num_links * sizeof(ports[0]),
-                                &bench->error) &&
-              run_rounds(bench, table, ports, num_links, transport);
-    struct bench_error ignored;
-    bench_owner_order(&bench->owner, &close, NULL, NULL, 0, &ignored);
+    bool ok = open_owners(&owners, ports, num_links, (unsigned)per_owner, &bench->error) &&
+              run_rounds(bench, table, &owners, ports, num_links, transport);
+    stop_owners(&owners);
     return ok;
 }

@@ -9,7 +9,7 @@ static const int32_t link_timeout_ms = 10000;
 
 static size_t
 fill_options(const struct bench_node_options *wanted, llm_option *options, char connections[8],
-             char pool[64])
+             char threads[8], char pool[64])
 {
     size_t n = 0;
     options[n++] = (llm_option){LLM_OPTION_DEVICE_ID, "0"};
@@ -24,6 +24,10 @@ fill_options(const struct bench_node_options *wanted, llm_option *options, char 
         snprintf(connections, 8, "%u", wanted->connections);
         options[n++] = (llm_option){LLM_OPTION_TCP_CONNECTIONS, connections};
     }
+    if (wanted->threads > 0) {
+        snprintf(threads, 8, "%u", wanted->threads);
+        options[n++] = (llm_option){LLM_OPTION_COPY_THREADS, threads};
+    }
     if (wanted->pool_bytes > 0) {
         snprintf(pool, 64, "{\"buf_pool_size\": %llu}", (unsigned long long)wanted->pool_bytes);
         options[n++] = (llm_option){LLM_OPTION_BUF_POOL_CFG, pool};
@@ -35,8 +39,7 @@ bool
 bench_node_open(struct bench_node *node, const struct bench_node_options *wanted,
                 struct bench_error *error)
 {
-    char connections[8];
-    char pool[64];
+    char connections[8], threads[8], pool[64];
     llm_option options[8];
     memset(node, 0, sizeof(*node));
     node->cluster_id = wanted->cluster_id;
@@ -44,7 +47,7 @@ bench_node_open(struct bench_node *node, const struct bench_node_options *wanted
                                    wanted->prompt ? LLM_ROLE_PROMPT : LLM_ROLE_DECODER, &node->dd);
     if (status != LLM_SUCCESS)
         return bench_fail_status(error, status, "llm_create");
-    size_t num_options = fill_options(wanted, options, connections, pool);
+    size_t num_options = fill_options(wanted, options, connections, threads, pool);
     status = llm_initialize(node->dd, options, num_options);
     if (status == LLM_SUCCESS && wanted->prompt)
         status = llm_get_listen_port(node->dd, 0, &node->port);

@@ -41,13 +41,23 @@ bench_receive_all(int fd, void *bytes, size_t size)
     return true;
 }
 
-bool
-bench_owner_start(struct bench_owner *owner, struct bench_error *error)
+// Runs `program` with the arguments and, as the last one, the number of its end of a socket pair.
+static bool
+start(struct bench_owner *owner, const char *program, const char *const *args,
+      struct bench_error *error)
 {
     int fds[2];
     char number[16];
+    const char *argv[8] = {NULL};
+    size_t n = 0;
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) != 0)
         return bench_fail(error, "socketpair: %s", strerror(errno));
+    snprintf(number, sizeof(number), "%d", fds[1]);
+    while (args[n] != NULL) {
+        argv[n] = args[n];
+        n++;
+    }
+    argv[n] = number;
     owner->pid = fork();
     if (owner->pid < 0) {
         close(fds[0]);
@@ -56,13 +66,42 @@ bench_owner_start(struct bench_owner *owner, struct bench_error *error)
     }
     if (owner->pid == 0) {
         fcntl(fds[1], F_SETFD, 0);
-        snprintf(number, sizeof(number), "%d", fds[1]);
-        execl("/proc/self/exe", "llm-datadist", "bench", "--owner-fd", number, (char *)NULL);
+        execv(program, (char *const *)argv);
         _exit(127);
     }
     close(fds[1]);
     owner->fd = fds[0];
     return true;
+}
+
+bool
+bench_owner_start(struct bench_owner *owner, struct bench_error *error)
+{
+    static const char *const args[] = {"llm-datadist", "bench", "--owner-fd", NULL};
+    return start(owner, "/proc/self/exe", args, error);
+}
+
+bool
+bench_ucx_exists(char path[4096])
+{
+    static const char name[] = "bench-ucx";
+    ssize_t length = readlink("/proc/self/exe", path, 4096 - sizeof(name));
+    while (length > 0 && path[length - 1] != '/')
+        length--;
+    memcpy(path + (length > 0 ? length : 0), name, sizeof(name));
+    return access(path, X_OK) == 0;
+}
+
+bool
+bench_ucx_start(struct bench_owner *ucx, struct bench_error *error)
+{
+    // UCX reads its environment before main: no handlers of signals, no words about these two.
+    char path[4096];
+    const char *const args[] = {"env", "UCX_HANDLE_ERRORS=none", "UCX_WARN_UNUSED_ENV_VARS=n", path,
+                                NULL};
+    if (!bench_ucx_exists(path))
+        return bench_fail(error, "there is no %.250s", path);
+    return start(ucx, "/usr/bin/env", args, error);
 }
 
 void

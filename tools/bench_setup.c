@@ -31,27 +31,36 @@ open_node(struct bench_setup *setup, struct bench_node *node,
 }
 
 static bool
-open_host(struct bench_setup *setup)
+open_local_prompt(struct bench_setup *setup)
 {
     struct bench_error *error = &setup->bench->error;
     struct bench_node_options prompt = {.cluster_id = BENCH_LOCAL_CLUSTER, .prompt = true};
-    struct bench_node_options decoder = {
-        .cluster_id = BENCH_HOST_CLUSTER,
-        .transports = "local,shm",
-    };
     if (!bench_node_open(&setup->local_prompt, &prompt, error) ||
         !bench_node_caches(&setup->local_prompt, setup->work, error))
         return false;
     bench_fill(setup->work, &setup->local_prompt.memory);
-    return open_node(setup, &setup->host, &decoder, &setup->host_pieces) &&
-           bench_node_link(&setup->host, BENCH_LOCAL_CLUSTER, setup->local_prompt.port, error);
+    return true;
+}
+
+static bool
+open_host(struct bench_setup *setup, unsigned threads)
+{
+    struct bench_node *node = &setup->host[threads];
+    struct bench_node_options decoder = {
+        .cluster_id = BENCH_HOST_CLUSTER + threads,
+        .transports = "local,shm",
+        .threads = threads,
+    };
+    return open_node(setup, node, &decoder, &setup->host_pieces[threads]) &&
+           bench_node_link(node, BENCH_LOCAL_CLUSTER, setup->local_prompt.port,
+                           &setup->bench->error);
 }
 
 static bool
 open_tcp(struct bench_setup *setup, unsigned connections)
 {
     struct bench_node_options decoder = {
-        .cluster_id = BENCH_HOST_CLUSTER + connections,
+        .cluster_id = BENCH_TCP_CLUSTER + connections,
         .transports = "tcp",
         .connections = connections,
     };
@@ -73,7 +82,7 @@ bench_setup_raw(struct bench_setup *setup, unsigned connections)
 
 bool
 bench_setup_open(struct bench_setup *setup, struct bench *bench, const struct bench_work *work,
-                 bool host, unsigned connections)
+                 unsigned threads, unsigned connections)
 {
     memset(setup, 0, sizeof(*setup));
     setup->bench = bench;
@@ -81,7 +90,11 @@ bench_setup_open(struct bench_setup *setup, struct bench *bench, const struct be
     for (unsigned n = 0; n <= BENCH_CONNECTIONS_MAX; n++)
         setup->raw[n].listener = -1;
     bool ok = bench_blocks_init(&setup->blocks, work, &bench->error) && open_owner(setup) &&
-              (!host || open_host(setup));
+              (threads == 0 || open_local_prompt(setup));
+    for (unsigned n = 1; ok && n <= BENCH_THREADS_MAX; n++) {
+        if ((threads >> n & 1) != 0)
+            ok = open_host(setup, n);
+    }
     for (unsigned n = 1; ok && n <= BENCH_CONNECTIONS_MAX; n++) {
         if ((connections >> n & 1) != 0)
             ok = open_tcp(setup, n);
@@ -96,8 +109,10 @@ bench_setup_close(struct bench_setup *setup)
 {
     struct bench_order close = {.kind = BENCH_ORDER_CLOSE};
     struct bench_error ignored;
-    bench_node_close(&setup->host);
-    bench_pieces_fini(&setup->host_pieces);
+    for (unsigned n = 1; n <= BENCH_THREADS_MAX; n++) {
+        bench_node_close(&setup->host[n]);
+        bench_pieces_fini(&setup->host_pieces[n]);
+    }
     for (unsigned n = 1; n <= BENCH_CONNECTIONS_MAX; n++) {
         bench_node_close(&setup->tcp[n]);
         bench_pieces_fini(&setup->tcp_pieces[n]);

@@ -49,7 +49,7 @@ start_one(struct bench_setup *setup, struct bench_node *node, const struct list 
 static bool
 start_rounds(struct bench_setup *setup, struct bench_table *table, const uint64_t *row)
 {
-    struct bench_node *nodes[] = {&setup->host, &setup->tcp[2]};
+    struct bench_node *nodes[] = {&setup->host[2], &setup->tcp[2]};
     for (unsigned round = 0; round <= setup->bench->options->rounds; round++) {
         bench_progress(setup->bench, table, round);
         for (size_t i = 0; i < (size_t)2 * NUM_LISTS; i++) {
@@ -83,7 +83,7 @@ bench_run_start(struct bench *bench, struct bench_table *table)
                  lists[i % NUM_LISTS].name);
         bench_table_add(table, name, false);
     }
-    if (ok && (ok = bench_setup_open(setup, bench, &work, true, 1u << 2))) {
+    if (ok && (ok = bench_setup_open(setup, bench, &work, 1u << 2, 1u << 2))) {
         ok = start_rounds(setup, table, row);
         bench_setup_close(setup);
     }
@@ -98,8 +98,8 @@ static bool
 plan_round(struct bench_setup *setup, double *ret_ms)
 {
     uint64_t begin = bench_now_ns();
-    bool ok = bench_node_pull(&setup->host, BENCH_OWNER_CLUSTER, &setup->owner_memory, setup->work,
-                              &setup->blocks, &setup->bench->error);
+    bool ok = bench_node_pull(&setup->host[2], BENCH_OWNER_CLUSTER, &setup->owner_memory,
+                              setup->work, &setup->blocks, &setup->bench->error);
     *ret_ms = (double)(bench_now_ns() - begin) / 1e6;
     return ok;
 }
@@ -141,8 +141,8 @@ bench_run_plan(struct bench *bench, struct bench_table *table)
     struct bench second = *bench;
     bool ok = bench_owner_start(&second.owner, &bench->error);
     if (ok) {
-        ok = bench_setup_open(&setups[0], bench, &tiny, true, 0);
-        if (ok && (ok = bench_setup_open(&setups[1], &second, &storm, true, 0))) {
+        ok = bench_setup_open(&setups[0], bench, &tiny, 1u << 2, 0);
+        if (ok && (ok = bench_setup_open(&setups[1], &second, &storm, 1u << 2, 0))) {
             ok = plan_rounds(&setups[0], &setups[1], table);
             bench_setup_close(&setups[1]);
         }
