@@ -84,6 +84,8 @@ constexpr Status LLM_PREFIX_NOT_EXIST = 0x5010B010U;
 constexpr Status LLM_SEQ_LEN_OVER_LIMIT = 0x5010B011U;
 constexpr Status LLM_NO_FREE_BLOCK = 0x5010B012U;
 constexpr Status LLM_BLOCKS_OUT_OF_MEMORY = 0x5010B013U;
+/* Of keys, which this class doesn't bind. */
+constexpr Status LLM_CACHE_KEY_ALREADY_EXIST = 0x5010B015U;
 /* SetRole while a link exists. */
 constexpr Status LLM_EXIST_LINK = 0x5010B018U;
 constexpr Status LLM_FEATURE_NOT_ENABLED = 0x5010B019U;
@@ -120,6 +122,7 @@ constexpr char OPTION_LIVENESS_TIME[] = "llm.LivenessTime";
 constexpr char OPTION_TCP_CONNECTIONS[] = "llm.TcpConnections";
 /* Threads that copy a large pull on one host, the caller's included, 1..16.  Default 2. */
 constexpr char OPTION_COPY_THREADS[] = "llm.CopyThreads";
+constexpr char OPTION_CHECKSUM[] = "llm.Checksum";
 constexpr char OPTION_LOG_LEVEL[] = "llm.LogLevel";
 
 /* ============================================================================================

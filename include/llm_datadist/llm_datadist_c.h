@@ -8,12 +8,13 @@
  *   1. Status codes       what a call answers, and what to do about it
  *   2. Options            strings that configure an instance
  *   3. Life cycle         llm_create, llm_initialize, llm_finalize, llm_destroy, llm_set_role
- *   4. Caches             llm_allocate_cache, llm_register_kv_cache and their ends
+ *   4. Caches             llm_allocate_cache, llm_register_kv_cache and their ends; keys
  *   5. Links              llm_link_clusters, llm_unlink_clusters
  *   6. Transfers          llm_pull_kv_blocks, llm_push_kv_cache, ...
  *   7. Side by side       llm_start_pull_kv_blocks, llm_transfer_wait, ...; notifications
- *   8. Local copies       llm_copy_kv_cache, llm_copy_kv_blocks
- *   9. Looking inside     links, listeners, errors, logging, version
+ *   8. Leases             llm_lease_open, llm_lease_wait, ...
+ *   9. Local copies       llm_copy_kv_cache, llm_copy_kv_blocks
+ *  10. Looking inside     links, listeners, errors, logging, version
  *
  * The model.  An instance (llm_datadist *) is a *cluster*: it has a 64-bit id, a role, one or more
  * devices, caches, and links to other clusters.  A prefill process has role Prompt: it listens, and
@@ -121,6 +122,8 @@ typedef uint32_t llm_status;
     X(LLM_SEQ_LEN_OVER_LIMIT, 0x5010B011u, "the sequence is too long", 1, "shorten it")            \
     X(LLM_NO_FREE_BLOCK, 0x5010B012u, "no block is free", 1, "free blocks and retry")              \
     X(LLM_BLOCKS_OUT_OF_MEMORY, 0x5010B013u, "no memory for blocks", 1, "free blocks and retry")   \
+    X(LLM_CACHE_KEY_ALREADY_EXIST, 0x5010B015u, "the key names a cache already", 1,                \
+      "remove the key first, or choose another one")                                               \
     X(LLM_EXIST_LINK, 0x5010B018u, "links exist, the role cannot change", 1, "unlink first")       \
     X(LLM_FEATURE_NOT_ENABLED, 0x5010B019u, "the feature is not enabled for this instance", 1,     \
       "set the enabling option at initialization")                                                 \
@@ -130,7 +133,15 @@ typedef uint32_t llm_status;
     X(LLM_TRANSFER_PENDING, 0x5010B801u, "the transfer has not ended yet", 1,                      \
       "poll or wait again")                                                                        \
     X(LLM_TRANSFER_CANCELLED, 0x5010B802u, "the transfer was cancelled", 1, "start it again")      \
-    X(LLM_NO_NOTIFICATION, 0x5010B803u, "no notification has arrived", 1, "poll again")
+    X(LLM_NO_NOTIFICATION, 0x5010B803u, "no notification has arrived", 1, "poll again")            \
+    X(LLM_CACHE_STALE, 0x5010B804u, "the cache or lease of that generation is gone", 1,            \
+      "ask the owner for what there is now")                                                       \
+    X(LLM_LEASE_ACTIVE, 0x5010B805u, "the lease has not ended yet", 1, "wait again, or close it")  \
+    X(LLM_LEASE_EXPIRED, 0x5010B806u, "the lease's time was up before it was released", 1,         \
+      "close it; the blocks may be used again")                                                    \
+    X(LLM_CHECKSUM_MISMATCH, 0x5010B807u, "what arrived is not what was sent", 1,                  \
+      "transfer again; if it happens again, distrust the network or the memory")                   \
+    X(LLM_NO_LINK_EVENT, 0x5010B808u, "no link has changed", 1, "poll again")
 
 /* Unsigned, LLM_FAILED included, so that a status compares without a cast. */
 LLM_EXTENSION_ enum {
@@ -196,6 +207,10 @@ typedef struct llm_option {
 #define LLM_OPTION_TCP_CONNECTIONS "llm.TcpConnections"
 /* Threads that copy a large pull on one host, the caller's included, 1..16.  Default 2. */
 #define LLM_OPTION_COPY_THREADS "llm.CopyThreads"
+/* "crc32c": every block of a transfer is checked against a CRC32C of the source's bytes, and every
+ * message against one of its own; a difference ends as LLM_CHECKSUM_MISMATCH.  A link is checked if
+ * either end asks for it.  Default "none". */
+#define LLM_OPTION_CHECKSUM "llm.Checksum"
 /* "error", "warn", "info", "debug" or "off"; the environment's LLM_DATADIST_LOG_LEVEL wins.
  * Applies to the whole process.  Default "warn". */
 #define LLM_OPTION_LOG_LEVEL "llm.LogLevel"
@@ -352,7 +367,8 @@ LLM_API llm_status llm_allocate_cache(llm_datadist *dd, const llm_cache_desc *de
                                       llm_cache *cache);
 
 /* Frees a cache (§7.2).  Transfers that run on it keep its memory until they end; new ones get
- * LLM_KV_CACHE_NOT_EXIST, here and at the peers.
+ * LLM_KV_CACHE_NOT_EXIST, here and at the peers.  Request and prefix keys keep it too: until the last
+ * of them has gone, peers find it by key, but nobody by its id.  A blocks key goes with it.
  * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_KV_CACHE_NOT_EXIST. */
 LLM_API llm_status llm_deallocate_cache(llm_datadist *dd, int64_t cache_id);
 
@@ -370,12 +386,67 @@ LLM_API llm_status llm_register_kv_cache(llm_datadist *dd, const llm_cache_desc 
                                          const uint64_t *addrs, size_t num_addrs,
                                          int64_t *ret_cache_id);
 
-/* Ends a registration.  Waits for the transfers that touch the cache, here and at the peers, and for
+/* Ends a registration, and every key of the cache.  Waits for the transfers that touch the cache, here and at the peers, and for
  * nothing else; a peer that doesn't end within the sync wait time plus the liveness time loses its
  * transfer, which then fails, and its link if a part of a pull is stuck on its way over tcp.
  * Afterwards the memory is the caller's alone.
  * Returns LLM_SUCCESS, also for an unknown id (§13.2); LLM_FAILED (not initialized). */
 LLM_API llm_status llm_unregister_kv_cache(llm_datadist *dd, int64_t cache_id);
+
+/* ---- keys ----
+ *
+ * A key is a name that the application chooses, for a slot of a cache or for a whole cache of blocks.
+ * Peers find the cache by it, and need not learn ids.
+ *
+ * A request key is taken by the pull that uses it: one pull of one peer succeeds, the key is gone,
+ * later ones get LLM_KV_CACHE_NOT_EXIST.  A pull of some layers takes these alone; the key goes with
+ * the last layer.  A pull by id of a slot that has a request key takes it likewise.
+ * llm_kv_cache_ext_param.keep_key leaves it where it is.  Prefix keys and blocks keys are never taken. */
+
+typedef enum llm_key_kind {
+    LLM_KEY_NONE = 0,    /* padding: the slot has no name, nobody can pull it by key */
+    LLM_KEY_REQUEST = 1, /* a slot, for one pull */
+    LLM_KEY_PREFIX = 2,  /* a slot, for any number of pulls */
+    LLM_KEY_BLOCKS = 3   /* all blocks of a cache, for any number of pulls and pushes */
+} llm_key_kind;
+
+typedef struct llm_cache_key {
+    size_t struct_size;
+    uint32_t kind;     /* llm_key_kind */
+    uint64_t id;       /* of the request or the prefix; 0 for LLM_KEY_BLOCKS */
+    uint64_t model_id; /* keys of different models are different */
+} llm_cache_key;
+
+/* Names slots of a cache: keys[i] names slot i, for 1..shape[0] keys; or one LLM_KEY_BLOCKS names it
+ * all.  Of equal keys in one call the last one counts.  All are bound or none.
+ * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_PARAM_INVALID (keys);
+ * LLM_KV_CACHE_NOT_EXIST; LLM_CACHE_KEY_ALREADY_EXIST (a key is bound already);
+ * LLM_OUT_OF_MEMORY (too many keys). */
+LLM_API llm_status llm_bind_cache_keys(llm_datadist *dd, int64_t cache_id,
+                                       const llm_cache_key *keys, size_t num_keys);
+
+/* Removes a key.  A deallocated cache goes with its last one.
+ * Returns LLM_SUCCESS, also for an unknown key; LLM_FAILED (not initialized); LLM_PARAM_INVALID. */
+LLM_API llm_status llm_remove_cache_key(llm_datadist *dd, const llm_cache_key *key);
+
+/* What is known of a cache, here or at a peer. */
+typedef struct llm_cache_info {
+    size_t struct_size;
+    int64_t cache_id;
+    uint32_t batch_index;  /* the slot that the key names, else the one asked for */
+    uint32_t placement;    /* llm_placement */
+    uint32_t num_tensors;  /* per device */
+    uint32_t registered;   /* 1: memory of the application's */
+    uint64_t num_slots;    /* shape[0] */
+    uint64_t stride;       /* bytes from slot to slot */
+    uint64_t tensor_bytes; /* of one tensor */
+    uint64_t generation;   /* never 0, and never again that of another cache */
+} llm_cache_info;
+
+/* The same of a cache of this instance.
+ * info: set struct_size before the call.
+ * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_PARAM_INVALID; LLM_KV_CACHE_NOT_EXIST. */
+LLM_API llm_status llm_get_cache_info(llm_datadist *dd, int64_t cache_id, llm_cache_info *info);
 
 /* ============================================================================================
  * 5. Links (§6)
@@ -438,7 +509,38 @@ typedef struct llm_cache_index {
     uint64_t cluster_id;  /* the peer */
     int64_t cache_id;     /* the peer's cache */
     uint32_t batch_index; /* the peer's slot; 0 for the Blocks calls */
+    /* Not 0: the cache must have this generation (llm_cache_info), or the slots lie in the range of
+     * the lease with this generation (llm_lease_open), from beginning to end of the transfer; else
+     * LLM_CACHE_STALE. */
+    uint64_t generation;
+    /* Not NULL: the peer's cache, or slot, with this key; cache_id and batch_index are not read.
+     * Blocks and pushes take LLM_KEY_BLOCKS, slots the other kinds. */
+    const llm_cache_key *key;
+    /* Pushes, not NULL: where the selected tensors are, by their addresses in the peer's process;
+     * num_addrs is their number.  A slot goes to the address itself, block i to i strides behind it.
+     * Only memory of caches there can be reached.  cache_id, batch_index, key and dst_layer_range are
+     * not read. */
+    const uint64_t *addrs;
+    size_t num_addrs;
 } llm_cache_index;
+
+/* How far a transfer has come.  Its bytes are counted as one stream: tensor after tensor (those of the
+ * first device, then of the second, ...), and in each the blocks in the order of the lists.  So with
+ * blocks of `stride` bytes, block number i of the list of tensor t has arrived when
+ *
+ *     bytes_arrived >= (t * num_blocks + i + 1) * stride
+ *
+ * A transfer that failed is continued by the same call with the same llm_progress: only what lies
+ * behind bytes_arrived moves.  If the peer's cache is another one by then: LLM_CACHE_STALE, and
+ * nothing moves.  Fill it with zeros, and set struct_size, before the first call. */
+typedef struct llm_progress {
+    size_t struct_size;
+    uint64_t generation;    /* of the peer's cache */
+    uint64_t bytes_arrived; /* from the beginning, without a gap; of a push, as far as known here */
+    uint64_t total_bytes;   /* 0: not known yet */
+    uint64_t bytes_moved;   /* by the last call */
+    uint64_t token;         /* the library's: names a push that was cut, at the peer */
+} llm_progress;
 
 /* Which layers.  Start from LLM_KV_CACHE_EXT_PARAM_INIT; NULL means the same.
  * Ranges are inclusive; {-1, -1} means all layers.  Source and destination ranges have the same
@@ -456,11 +558,23 @@ typedef struct llm_kv_cache_ext_param {
      * line in the peer's log. */
     const void *notification;
     size_t notification_bytes;
+    /* llm_pull_kv_cache and llm_pull_kv_cache_to_blocks: the copy begins so many bytes into the
+     * remote and the local slot; a size of -1 means what is left of the local slot then. */
+    uint64_t src_offset;
+    uint64_t dst_offset;
+    /* 1: request keys stay (section 4). */
+    uint32_t keep_key;
+    /* 1, with the generation of a lease: the owner is told when all has arrived, and the lease counts
+     * one release. */
+    uint32_t release_lease;
+    /* Not NULL: where to go on, and on return, also of a failed call, how far it has come.  Of a
+     * started transfer it is read only; ask llm_transfer_get_progress. */
+    llm_progress *progress;
 } llm_kv_cache_ext_param;
 
 #define LLM_KV_CACHE_EXT_PARAM_INIT                                                                \
     {                                                                                              \
-        sizeof(llm_kv_cache_ext_param), {-1, -1}, {-1, -1}, 2, 0, NULL, 0                          \
+        sizeof(llm_kv_cache_ext_param), {-1, -1}, {-1, -1}, 2, 0, NULL, 0, 0, 0, 0, 0, NULL        \
     }
 
 #define LLM_NOTIFICATION_BYTES_MAX 4096
@@ -478,6 +592,18 @@ typedef struct llm_kv_cache_ext_param {
 LLM_API llm_status llm_pull_kv_cache(llm_datadist *dd, const llm_cache_index *src,
                                      const llm_cache *dst, uint32_t dst_batch_index, int64_t size,
                                      const llm_kv_cache_ext_param *param);
+
+/* Copies a batch slot of a prompt's cache into blocks of a local cache, tensor by tensor: cut into
+ * pieces of the local stride, which go to dst_blocks in their order.  Decoder only.
+ *
+ * size: bytes per tensor, > 0, or -1 for what the blocks hold, or the slot if it is shorter.  A last
+ * piece that doesn't fill its block leaves the rest of it alone.  dst_offset must be 0.
+ * Returns as llm_pull_kv_cache; LLM_PARAM_INVALID also if the remote slot, behind src_offset, is
+ * shorter than a block, or than `size`, or the blocks are too few for `size`. */
+LLM_API llm_status llm_pull_kv_cache_to_blocks(llm_datadist *dd, const llm_cache_index *src,
+                                               const llm_cache *dst, const uint64_t *dst_blocks,
+                                               size_t num_dst_blocks, int64_t size,
+                                               const llm_kv_cache_ext_param *param);
 
 /* Copies block src_blocks[i] of a prompt's cache to block dst_blocks[i] of a local cache, for every
  * selected tensor (§8.3).  Decoder only.  Both strides must be equal.  src->batch_index must be 0.
@@ -513,10 +639,18 @@ LLM_API llm_status llm_push_kv_blocks(llm_datadist *dd, const llm_cache *src,
                                       size_t num_src_blocks, const uint64_t *dst_blocks,
                                       size_t num_dst_blocks, const llm_kv_cache_ext_param *param);
 
+/* What a linked peer has under a name: an id, or a key.
+ * index: as for a transfer; a generation must be the cache's.  info: set struct_size before the call.
+ * Returns LLM_SUCCESS; LLM_FAILED (not initialized, the peer is gone); LLM_PARAM_INVALID;
+ * LLM_NOT_YET_LINK; LLM_KV_CACHE_NOT_EXIST; LLM_CACHE_STALE; LLM_WAIT_PROC_TIMEOUT (after
+ * LLM_OPTION_SYNC_CACHE_WAIT_TIME). */
+LLM_API llm_status llm_query_cache(llm_datadist *dd, const llm_cache_index *index,
+                                   llm_cache_info *info);
+
 /* ============================================================================================
  * 7. Side by side
  *
- * The same four transfers, started now and awaited later; several run side by side, also on one
+ * The same transfers, started now and awaited later; several run side by side, also on one
  * link.  All arguments are read before the call returns, except the memory of the caches.  A start
  * makes the same checks as the call that waits and returns the same statuses for what it finds;
  * LLM_SUCCESS means that *ret_transfer_id names a transfer.  It ends exactly once, with one result,
@@ -527,6 +661,12 @@ LLM_API llm_status llm_start_pull_kv_cache(llm_datadist *dd, const llm_cache_ind
                                            const llm_cache *dst, uint32_t dst_batch_index,
                                            int64_t size, const llm_kv_cache_ext_param *param,
                                            uint64_t *ret_transfer_id);
+LLM_API llm_status llm_start_pull_kv_cache_to_blocks(llm_datadist *dd, const llm_cache_index *src,
+                                                     const llm_cache *dst,
+                                                     const uint64_t *dst_blocks,
+                                                     size_t num_dst_blocks, int64_t size,
+                                                     const llm_kv_cache_ext_param *param,
+                                                     uint64_t *ret_transfer_id);
 LLM_API llm_status llm_start_pull_kv_blocks(llm_datadist *dd, const llm_cache_index *src,
                                             const llm_cache *dst, const uint64_t *src_blocks,
                                             size_t num_src_blocks, const uint64_t *dst_blocks,
@@ -551,6 +691,12 @@ LLM_API llm_status llm_transfer_poll(llm_datadist *dd, uint64_t transfer_id);
 /* Waits up to timeout_ms (-1: without limit) and returns as llm_transfer_poll. */
 LLM_API llm_status llm_transfer_wait(llm_datadist *dd, uint64_t transfer_id, int32_t timeout_ms);
 
+/* How far the transfer has come by now, or when it ended.
+ * progress: set struct_size before the call.
+ * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_PARAM_INVALID (no such transfer). */
+LLM_API llm_status llm_transfer_get_progress(llm_datadist *dd, uint64_t transfer_id,
+                                             llm_progress *progress);
+
 /* Ends the transfer unless it has ended, and returns when no byte of it can land any more.  Its
  * result is then LLM_TRANSFER_CANCELLED, or whatever ended it before.
  * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_PARAM_INVALID (no such transfer). */
@@ -560,7 +706,7 @@ LLM_API llm_status llm_transfer_cancel(llm_datadist *dd, uint64_t transfer_id);
  * Returns as llm_transfer_cancel. */
 LLM_API llm_status llm_transfer_release(llm_datadist *dd, uint64_t transfer_id);
 
-/* An eventfd that becomes readable when a started transfer ends; reading it resets it.  It belongs
+/* An eventfd that becomes readable when a started transfer, or a lease, ends; reading it resets it.  It belongs
  * to the instance and lives until llm_finalize.  -1 if not initialized. */
 LLM_API int llm_transfer_fd(llm_datadist *dd);
 
@@ -577,7 +723,51 @@ LLM_API llm_status llm_poll_notification(llm_datadist *dd, uint64_t *ret_cluster
 LLM_API int llm_notification_fd(llm_datadist *dd);
 
 /* ============================================================================================
- * 8. Local copies (§9)
+ * 8. Leases
+ *
+ * A lease tells its owner when blocks may be used again.  The owner opens it on a range of a cache's
+ * blocks and passes its generation on, together with cluster and cache id; peers name it in
+ * llm_cache_index.generation, and pull from these blocks as long as the lease lives.  Afterwards they
+ * get LLM_CACHE_STALE: also if the lease ended in the middle of a pull, so that success never stands
+ * for blocks that somebody else has got meanwhile.
+ *
+ * A lease lives until it was released as often as wanted, its time is up, it is closed, or its cache
+ * is freed.  It has *ended* once nobody reads under it any more; whoever reads for longer than the
+ * sync wait time plus the liveness time after that loses its pull.  Close every lease that was opened.
+ * ============================================================================================ */
+
+typedef struct llm_lease_desc {
+    size_t struct_size;
+    int64_t cache_id;
+    uint64_t first_block;  /* or slot */
+    uint64_t num_blocks;   /* 0: all from first_block on */
+    uint32_t duration_ms;  /* 1 or more */
+    uint32_t num_releases; /* ends with so many pulls that release it; 0: pulls don't end it */
+} llm_lease_desc;
+
+/* Opens a lease; *ret_generation is its name.
+ * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_PARAM_INVALID (range, duration);
+ * LLM_KV_CACHE_NOT_EXIST; LLM_OUT_OF_MEMORY (too many leases). */
+LLM_API llm_status llm_lease_open(llm_datadist *dd, const llm_lease_desc *desc,
+                                  uint64_t *ret_generation);
+
+/* Lets a lease that lives end duration_ms from now.
+ * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_PARAM_INVALID (no such lease; duration_ms is
+ * 0); LLM_CACHE_STALE (it has ended, or is about to). */
+LLM_API llm_status llm_lease_renew(llm_datadist *dd, uint64_t generation, uint32_t duration_ms);
+
+/* Waits up to timeout_ms (-1: without limit, 0: not at all) until the lease has ended.
+ * Returns LLM_SUCCESS (it was released as often as wanted); LLM_LEASE_EXPIRED (its time was up);
+ * LLM_KV_CACHE_NOT_EXIST (its cache was freed); LLM_LEASE_ACTIVE (it has not ended);
+ * LLM_FAILED (not initialized); LLM_PARAM_INVALID (no such lease). */
+LLM_API llm_status llm_lease_wait(llm_datadist *dd, uint64_t generation, int32_t timeout_ms);
+
+/* Ends the lease unless it has ended, forgets it, and returns when nobody reads under it any more.
+ * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_PARAM_INVALID (no such lease). */
+LLM_API llm_status llm_lease_close(llm_datadist *dd, uint64_t generation);
+
+/* ============================================================================================
+ * 9. Local copies (§9)
  *
  * They work on the addresses in the llm_cache structs alone, which may be made by hand, for host
  * memory for instance.  No role, no link, no time limit.  All indices are checked before the first
@@ -600,12 +790,13 @@ LLM_API llm_status llm_copy_kv_blocks(llm_datadist *dd, const llm_cache *src, co
                                       const size_t *num_dst_blocks, size_t num_dst_lists);
 
 /* ============================================================================================
- * 9. Looking inside
+ * 10. Looking inside
  * ============================================================================================ */
 
 typedef enum llm_link_state {
-    LLM_LINK_READY = 1, /* transfers work */
-    LLM_LINK_BROKEN = 2 /* the peer is dead, silent or misbehaved: unlink, then link again */
+    LLM_LINK_READY = 1,  /* transfers work */
+    LLM_LINK_BROKEN = 2, /* the peer is dead, silent or misbehaved: link again */
+    LLM_LINK_REMOVED = 3 /* unlinked, by either side, or replaced; of events alone */
 } llm_link_state;
 
 typedef struct llm_link_info {
@@ -621,6 +812,21 @@ typedef struct llm_link_info {
  * info: set struct_size before the call.
  * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_NOT_YET_LINK; LLM_PARAM_INVALID. */
 LLM_API llm_status llm_get_link_info(llm_datadist *dd, uint64_t cluster_id, llm_link_info *info);
+
+/* Does the link work, as far as is known?  Heartbeats tell, so that a dead peer is known within the
+ * liveness time without a transfer.
+ * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_NOT_YET_LINK; LLM_LINK_FAILED (it is broken:
+ * llm_get_link_info says why). */
+LLM_API llm_status llm_check_link_status(llm_datadist *dd, uint64_t cluster_id);
+
+/* Takes the oldest change of a link that has not been polled: it is ready, broken or removed.
+ * Up to 1024 are kept; then the oldest are dropped.
+ * info: set struct_size before the call; state and reason tell what happened.
+ * Returns LLM_SUCCESS; LLM_NO_LINK_EVENT; LLM_FAILED (not initialized); LLM_PARAM_INVALID. */
+LLM_API llm_status llm_poll_link_event(llm_datadist *dd, llm_link_info *info);
+
+/* An eventfd that becomes readable when a link changes; otherwise as llm_transfer_fd. */
+LLM_API int llm_link_event_fd(llm_datadist *dd);
 
 /* The ids of all linked clusters.
  * cluster_ids: room for `room` ids, NULL if room is 0.  ret_num_links: how many links there are; if it

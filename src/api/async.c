@@ -25,6 +25,18 @@ llm_transfer_wait(llm_datadist *dd, uint64_t transfer_id, int32_t timeout_ms)
 }
 
 llm_status
+llm_transfer_get_progress(llm_datadist *dd, uint64_t transfer_id, llm_progress *progress)
+{
+    llm_progress known;
+    LLI_TRY(lli_check_initialized(dd, "llm_transfer_get_progress"));
+    LLI_TRY(LLI_CHECK_STRUCT(progress, llm_progress, &known));
+    LLI_TRY(lli_transfer_get_progress(&dd->node, transfer_id, &known));
+    known.struct_size = progress->struct_size;
+    *progress = known;
+    return LLM_SUCCESS;
+}
+
+llm_status
 llm_transfer_cancel(llm_datadist *dd, uint64_t transfer_id)
 {
     LLI_TRY(lli_check_initialized(dd, "llm_transfer_cancel"));

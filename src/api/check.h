@@ -3,6 +3,7 @@
 #define LLI_CHECK_H
 
 #include "base/base.h"
+#include "cache/names.h"
 #include "engine/engine.h"
 
 // The universal first check (§0.3).
@@ -16,6 +17,9 @@ llm_status lli_check_struct(const void *caller, const char *name, size_t first_b
 
 #define LLI_CHECK_STRUCT(caller, type, ret)                                                        \
     lli_check_struct((caller), #type, sizeof(type), sizeof(type), (ret))
+
+// A caller's key.
+llm_status lli_read_key(const llm_cache_key *key, struct lli_key *ret_key);
 
 const char *lli_role_name(int role);
 

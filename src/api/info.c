@@ -4,20 +4,7 @@
 #include "api/check.h"
 #include "base/log.h"
 #include "device/copy.h"
-
-static void
-describe_link(struct lli_link *link, llm_link_info *ret_info)
-{
-    pthread_mutex_lock(&link->node->links_lock);
-    ret_info->cluster_id = link->peer.cluster_id;
-    ret_info->state = link->broken ? LLM_LINK_BROKEN : LLM_LINK_READY;
-    ret_info->num_devices = (uint32_t)link->node->options->num_devices;
-    snprintf(ret_info->transport, sizeof(ret_info->transport), "%s",
-             lli_transport_name(link->transport));
-    snprintf(ret_info->reason, sizeof(ret_info->reason), "%s",
-             link->broken ? link->broken_reason : link->reason);
-    pthread_mutex_unlock(&link->node->links_lock);
-}
+#include "link/events.h"
 
 llm_status
 llm_get_link_info(llm_datadist *dd, uint64_t cluster_id, llm_link_info *info)
@@ -29,11 +16,51 @@ llm_get_link_info(llm_datadist *dd, uint64_t cluster_id, llm_link_info *info)
     if (link == NULL)
         return lli_fail(LLM_NOT_YET_LINK, "api", "there is no link to cluster %llu",
                         (unsigned long long)cluster_id);
-    describe_link(link, &known);
+    pthread_mutex_lock(&dd->node.links_lock);
+    lli_link_describe_locked(link, info);
+    pthread_mutex_unlock(&dd->node.links_lock);
     lli_link_put(link);
-    known.struct_size = info->struct_size;
-    memcpy(info, &known, sizeof(known));
     return LLM_SUCCESS;
+}
+
+llm_status
+llm_check_link_status(llm_datadist *dd, uint64_t cluster_id)
+{
+    LLI_TRY(lli_check_initialized(dd, "llm_check_link_status"));
+    struct lli_link *link = lli_links_find(&dd->node, cluster_id);
+    if (link == NULL)
+        return lli_fail(LLM_NOT_YET_LINK, "api", "there is no link to cluster %llu",
+                        (unsigned long long)cluster_id);
+    llm_link_info info = {0};
+    pthread_mutex_lock(&dd->node.links_lock);
+    lli_link_describe_locked(link, &info);
+    pthread_mutex_unlock(&dd->node.links_lock);
+    lli_link_put(link);
+    if (info.state == LLM_LINK_READY)
+        return LLM_SUCCESS;
+    return lli_fail(LLM_LINK_FAILED, "api", "the link to cluster %llu is broken: %s",
+                    (unsigned long long)cluster_id, info.reason);
+}
+
+llm_status
+llm_poll_link_event(llm_datadist *dd, llm_link_info *info)
+{
+    llm_link_info known;
+    LLI_TRY(lli_check_initialized(dd, "llm_poll_link_event"));
+    LLI_TRY(LLI_CHECK_STRUCT(info, llm_link_info, &known));
+    if (!lli_events_take(&dd->node, &known))
+        return LLM_NO_LINK_EVENT;
+    known.struct_size = info->struct_size;
+    *info = known;
+    return LLM_SUCCESS;
+}
+
+int
+llm_link_event_fd(llm_datadist *dd)
+{
+    if (lli_check_initialized(dd, "llm_link_event_fd") != LLM_SUCCESS)
+        return -1;
+    return dd->node.event_fd;
 }
 
 llm_status

@@ -3,6 +3,8 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/os.h"
+#include "cache/keys.h"
+#include "cache/leases.h"
 
 void
 lli_registry_open(struct lli_registry *registry, struct lli_segment *segment,
@@ -13,7 +15,12 @@ lli_registry_open(struct lli_registry *registry, struct lli_segment *segment,
     lli_cond_init(&registry->changed);
     for (size_t i = 0; i < LLI_NUM_CACHE_BUCKETS; i++)
         lli_list_init(&registry->buckets[i]);
+    for (size_t i = 0; i < LLI_NUM_KEY_BUCKETS; i++)
+        lli_list_init(&registry->keys[i]);
+    lli_list_init(&registry->unnamed);
     lli_list_init(&registry->retired);
+    for (size_t i = 0; i < LLI_NUM_LEASE_BUCKETS; i++)
+        lli_list_init(&registry->leases[i]);
     registry->num_caches = 0;
     registry->next_id = 1;
     registry->segment = segment;
@@ -21,7 +28,8 @@ lli_registry_open(struct lli_registry *registry, struct lli_segment *segment,
     registry->num_devices = num_devices;
     registry->patience_ns = patience_ns;
     registry->is_read = is_read;
-    registry->is_read_arg = arg;
+    registry->on_lease_ended = NULL;
+    registry->arg = arg;
 }
 
 static struct lli_list *
@@ -30,8 +38,8 @@ bucket_of(struct lli_registry *registry, int64_t id)
     return &registry->buckets[(uint64_t)id % LLI_NUM_CACHE_BUCKETS];
 }
 
-static struct lli_cache *
-find_locked(struct lli_registry *registry, int64_t id)
+struct lli_cache *
+lli_registry_find_locked(struct lli_registry *registry, int64_t id)
 {
     LLI_LIST_FOR(node, bucket_of(registry, id)) {
         struct lli_cache *cache = LLI_LIST_ENTRY(node, struct lli_cache, node);
@@ -62,6 +70,8 @@ new_struct(const struct lli_geometry *geometry, size_t num_devices)
     if (cache == NULL)
         return NULL;
     lli_list_init(&cache->node);
+    lli_list_init(&cache->keys);
+    lli_list_init(&cache->leases);
     cache->geometry = *geometry;
     cache->num_devices = num_devices;
     cache->addresses = lli_calloc(num_addresses(cache), sizeof(*cache->addresses));
@@ -159,28 +169,33 @@ free_locked(struct lli_registry *registry, struct lli_cache *cache)
     free_struct(cache);
 }
 
-// Does a thread of this process read it where the user has put it?  That thread ends by itself, and
-// would crash if the memory went away.
-static bool
-is_read_here(const struct lli_registry *registry, const struct lli_cache *cache)
+bool
+lli_registry_is_read_here(const struct lli_registry *registry, const struct lli_cache *cache,
+                          uint64_t generation)
 {
     return cache->registered &&
-           lli_segment_is_read_here(registry->segment->layout->header.incarnation,
-                                    cache->generation);
+           lli_segment_is_read_here(registry->segment->layout->header.incarnation, generation);
 }
 
-static void
-collect_locked(struct lli_registry *registry)
+static bool
+is_used_here(const struct lli_registry *registry, const struct lli_cache *cache)
+{
+    return cache->references > 0 || lli_registry_is_read_here(registry, cache, cache->generation);
+}
+
+void
+lli_registry_collect_locked(struct lli_registry *registry)
 {
     uint64_t now = lli_now_ns();
+    lli_leases_collect_locked(registry, now);
     LLI_LIST_FOR(node, &registry->retired) {
         struct lli_cache *cache = LLI_LIST_ENTRY(node, struct lli_cache, node);
         bool late = now - cache->retired_ns >= registry->patience_ns;
         if (cache->references > 0 && cache->registered && late)
             atomic_store(&cache->overdue, true);
-        if (cache->references > 0 || is_read_here(registry, cache))
+        if (is_used_here(registry, cache))
             continue;
-        bool is_read = registry->is_read(registry->is_read_arg, cache->generation);
+        bool is_read = registry->is_read(registry->arg, cache->generation);
         if (is_read && !late)
             continue;
         if (is_read)
@@ -193,10 +208,11 @@ collect_locked(struct lli_registry *registry)
     }
 }
 
-// Unknown to new calls from now on.
-static void
-retire_locked(struct lli_registry *registry, struct lli_cache *cache)
+void
+lli_registry_retire_locked(struct lli_registry *registry, struct lli_cache *cache)
 {
+    lli_keys_drop_locked(registry, cache);
+    lli_leases_end_all_locked(registry, cache);
     lli_list_remove(&cache->node);
     registry->num_caches--;
     cache->retired_ns = lli_now_ns();
@@ -208,14 +224,21 @@ llm_status
 lli_registry_deallocate(struct lli_registry *registry, int64_t id)
 {
     pthread_mutex_lock(&registry->lock);
-    struct lli_cache *cache = find_locked(registry, id);
+    struct lli_cache *cache = lli_registry_find_locked(registry, id);
     if (cache == NULL || cache->registered) {
         pthread_mutex_unlock(&registry->lock);
         return lli_fail(LLM_KV_CACHE_NOT_EXIST, "cache", "there is no allocated cache with id %lld",
                         (long long)id);
     }
-    retire_locked(registry, cache);
-    collect_locked(registry);
+    lli_keys_drop_blocks_locked(registry, cache);
+    if (lli_list_empty(&cache->keys)) {
+        lli_registry_retire_locked(registry, cache);
+        lli_registry_collect_locked(registry);
+    } else {
+        lli_segment_mark(registry->segment, cache->entry, LLI_ENTRY_UNNAMED);
+        lli_list_remove(&cache->node);
+        lli_list_append(&registry->unnamed, &cache->node);
+    }
     pthread_mutex_unlock(&registry->lock);
     return LLM_SUCCESS;
 }
@@ -254,9 +277,8 @@ lli_registry_register(struct lli_registry *registry, const struct lli_geometry *
     return LLM_SUCCESS;
 }
 
-// Whoever reads doesn't tell when it has finished: look again about every millisecond.
-static void
-look_again_later_locked(struct lli_registry *registry)
+void
+lli_registry_look_again_later_locked(struct lli_registry *registry)
 {
     (void)lli_cond_wait_until(&registry->changed, &registry->lock, lli_now_ns() + LLI_MS_TO_NS(1));
 }
@@ -276,15 +298,15 @@ void
 lli_registry_unregister(struct lli_registry *registry, int64_t id)
 {
     pthread_mutex_lock(&registry->lock);
-    struct lli_cache *cache = find_locked(registry, id);
+    struct lli_cache *cache = lli_registry_find_locked(registry, id);
     if (cache != NULL && cache->registered) {
-        retire_locked(registry, cache);
-        collect_locked(registry);
+        lli_registry_retire_locked(registry, cache);
+        lli_registry_collect_locked(registry);
     }
     // Also when another thread has begun to unregister it.
     while (is_retired_locked(registry, id)) {
-        look_again_later_locked(registry);
-        collect_locked(registry);
+        lli_registry_look_again_later_locked(registry);
+        lli_registry_collect_locked(registry);
     }
     pthread_mutex_unlock(&registry->lock);
 }
@@ -293,7 +315,7 @@ struct lli_cache *
 lli_registry_hold(struct lli_registry *registry, int64_t id)
 {
     pthread_mutex_lock(&registry->lock);
-    struct lli_cache *cache = find_locked(registry, id);
+    struct lli_cache *cache = lli_registry_find_locked(registry, id);
     if (cache != NULL)
         cache->references++;
     pthread_mutex_unlock(&registry->lock);
@@ -314,30 +336,76 @@ lli_registry_put(struct lli_registry *registry, struct lli_cache *cache)
     pthread_mutex_lock(&registry->lock);
     cache->references--;
     if (cache->references == 0 && cache->retired_ns != 0)
-        collect_locked(registry);
+        lli_registry_collect_locked(registry);
     pthread_mutex_unlock(&registry->lock);
+}
+
+// Does one of the cache's tensors hold these bytes?
+static bool
+has_range(const struct lli_cache *cache, uintptr_t address, uint64_t bytes)
+{
+    for (size_t i = 0; i < num_addresses(cache); i++) {
+        uint64_t offset = address - cache->addresses[i];
+        if (address >= cache->addresses[i] && offset <= cache->geometry.tensor_bytes &&
+            bytes <= cache->geometry.tensor_bytes - offset)
+            return true;
+    }
+    return false;
+}
+
+static struct lli_cache *
+find_range_locked(struct lli_registry *registry, uintptr_t address, uint64_t bytes)
+{
+    for (size_t i = 0; i <= LLI_NUM_CACHE_BUCKETS; i++) {
+        struct lli_list *list =
+            i < LLI_NUM_CACHE_BUCKETS ? &registry->buckets[i] : &registry->unnamed;
+        LLI_LIST_FOR(node, list) {
+            struct lli_cache *cache = LLI_LIST_ENTRY(node, struct lli_cache, node);
+            if (has_range(cache, address, bytes))
+                return cache;
+        }
+    }
+    return NULL;
+}
+
+struct lli_cache *
+lli_registry_hold_range(struct lli_registry *registry, uintptr_t address, uint64_t bytes)
+{
+    pthread_mutex_lock(&registry->lock);
+    struct lli_cache *cache = find_range_locked(registry, address, bytes);
+    if (cache != NULL)
+        cache->references++;
+    pthread_mutex_unlock(&registry->lock);
+    return cache;
 }
 
 void
 lli_registry_collect(struct lli_registry *registry)
 {
     pthread_mutex_lock(&registry->lock);
-    collect_locked(registry);
+    lli_registry_collect_locked(registry);
     pthread_mutex_unlock(&registry->lock);
+}
+
+static void
+retire_all_locked(struct lli_registry *registry, struct lli_list *list)
+{
+    LLI_LIST_FOR(node, list)
+        lli_registry_retire_locked(registry, LLI_LIST_ENTRY(node, struct lli_cache, node));
 }
 
 void
 lli_registry_close(struct lli_registry *registry)
 {
     pthread_mutex_lock(&registry->lock);
-    for (size_t i = 0; i < LLI_NUM_CACHE_BUCKETS; i++) {
-        LLI_LIST_FOR(node, &registry->buckets[i])
-            retire_locked(registry, LLI_LIST_ENTRY(node, struct lli_cache, node));
-    }
+    for (size_t i = 0; i < LLI_NUM_CACHE_BUCKETS; i++)
+        retire_all_locked(registry, &registry->buckets[i]);
+    retire_all_locked(registry, &registry->unnamed);
+    lli_leases_forget_all_locked(registry);
     LLI_LIST_FOR(node, &registry->retired) {
         struct lli_cache *cache = LLI_LIST_ENTRY(node, struct lli_cache, node);
-        while (is_read_here(registry, cache))
-            look_again_later_locked(registry);
+        while (lli_registry_is_read_here(registry, cache, cache->generation))
+            lli_registry_look_again_later_locked(registry);
         free_locked(registry, cache);
     }
     pthread_mutex_unlock(&registry->lock);

@@ -2,7 +2,8 @@
 //
 // A cache is *live* from its creation to its deallocation; then it is *retired*: unknown to new
 // calls, its memory kept for the transfers that run on it, here (references) and in the peers that
-// map it (reader slots).  When the last has ended, or the peers had their time, it is freed.
+// map it (reader slots).  When the last has ended, or the peers had their time, it is freed.  In
+// between a cache can be *unnamed*: deallocated, but found by the keys that it still has (keys.h).
 #ifndef LLI_REGISTRY_H
 #define LLI_REGISTRY_H
 
@@ -13,10 +14,11 @@
 #include "cache/pool.h"
 #include "cache/segment.h"
 
-enum { LLI_NUM_CACHE_BUCKETS = 1024 };
+enum { LLI_NUM_CACHE_BUCKETS = 1024, LLI_NUM_KEY_BUCKETS = 4096, LLI_NUM_LEASE_BUCKETS = 1024 };
 
 struct lli_cache {
-    struct lli_list node; // in a bucket while live, in `retired` afterwards; guarded by lock
+    // In a bucket while live, then in `unnamed` or in `retired`; guarded by lock.
+    struct lli_list node;
     int64_t id;
     struct lli_geometry geometry;
     size_t num_devices;
@@ -24,29 +26,38 @@ struct lli_cache {
     uint64_t *offsets;    // likewise, into the pools
     uint32_t entry;
     uint64_t generation;
-    bool registered;     // the memory is the user's
-    unsigned references; // guarded by lock
-    uint64_t retired_ns; // guarded by lock
+    bool registered; // the memory is the user's
     // Registered, retired, and still referenced after the patience: the user waits for it, so what
     // peers do with it must end now.
     _Atomic bool overdue;
+    // Guarded by lock.
+    unsigned references;
+    uint64_t retired_ns;
+    struct lli_list keys;   // that lead to it (keys.h)
+    struct lli_list leases; // on it that live (leases.h)
 };
 
 struct lli_registry {
     pthread_mutex_t lock;
     struct lli_list buckets[LLI_NUM_CACHE_BUCKETS]; // guarded by lock
+    struct lli_list unnamed;                        // guarded by lock
     struct lli_list retired;                        // guarded by lock
-    pthread_cond_t changed;                         // a retired cache has been freed
-    size_t num_caches;                              // live ones; guarded by lock
+    struct lli_list keys[LLI_NUM_KEY_BUCKETS];      // guarded by lock (keys.h)
+    struct lli_list leases[LLI_NUM_LEASE_BUCKETS];  // guarded by lock (leases.h)
+    pthread_cond_t changed;                         // a retired cache was freed, or a lease changed
+    size_t num_caches;                              // not retired; guarded by lock
     int64_t next_id;                                // guarded by lock
     struct lli_segment *segment;
     struct lli_pool *pools; // num_devices; guarded by lock
     size_t num_devices;
     // How long a retired cache waits for a peer that still reads it.
     uint64_t patience_ns;
-    // Does any peer announce that it reads this generation?  Called with the lock held.
+    // Does any peer announce that it reads this generation, a cache's or a lease's?  Called with the
+    // lock held.
     bool (*is_read)(void *arg, uint64_t generation);
-    void *is_read_arg;
+    // A lease has ended; or NULL.  Called with the lock held.
+    void (*on_lease_ended)(void *arg);
+    void *arg; // of both
 };
 
 void lli_registry_open(struct lli_registry *registry, struct lli_segment *segment,
@@ -76,7 +87,26 @@ void lli_registry_hold_again(struct lli_registry *registry, struct lli_cache *ca
 // The memory is freed with the last reference to a retired cache.
 void lli_registry_put(struct lli_registry *registry, struct lli_cache *cache);
 
-// Frees retired caches that nobody uses any more.  Called now and then.
+// The live or unnamed cache of which `bytes` from `address` on are part, within one tensor; with a
+// reference, NULL if there is none.
+struct lli_cache *lli_registry_hold_range(struct lli_registry *registry, uintptr_t address,
+                                          uint64_t bytes);
+
+// Frees retired caches that nobody uses any more, and ends leases whose time is up.  Called now and
+// then.
 void lli_registry_collect(struct lli_registry *registry);
+
+// ---- for the files of this room, with the lock held ----
+
+struct lli_cache *lli_registry_find_locked(struct lli_registry *registry, int64_t id);
+// Unknown to new calls from now on; its keys are gone, its leases are about to end.
+void lli_registry_retire_locked(struct lli_registry *registry, struct lli_cache *cache);
+void lli_registry_collect_locked(struct lli_registry *registry);
+// Does a thread of this process read that generation where the user has put it?  That thread ends by
+// itself, and would crash if the memory went away.
+bool lli_registry_is_read_here(const struct lli_registry *registry, const struct lli_cache *cache,
+                               uint64_t generation);
+// Whoever reads doesn't tell when it has finished: waits about a millisecond.
+void lli_registry_look_again_later_locked(struct lli_registry *registry);
 
 #endif

@@ -58,7 +58,8 @@ lli_segment_open(struct lli_segment *segment, uint64_t cluster_id, uint64_t inca
         return lli_fail(LLM_FAILED, "segment", "can't open the directory of caches: %s",
                         strerror(errno));
     segment->layout = base;
-    segment->next_generation = 2;
+    segment->next_generation = (lli_random_u64() >> 2) * 2 + 2;
+    segment->next_stamp = 1;
     lli_extents_init(&segment->addresses);
     if (lli_extents_add(&segment->addresses, 0, LLI_NUM_ADDRESSES) != LLM_SUCCESS) {
         lli_segment_close(segment);
@@ -102,9 +103,6 @@ find_free_entry(struct lli_segment *segment, int64_t cache_id, uint32_t *ret_ind
     return NULL;
 }
 
-#define STORE(field, value) atomic_store_explicit(&(field), (value), memory_order_relaxed)
-#define LOAD(field) atomic_load_explicit(&(field), memory_order_relaxed)
-
 bool
 lli_segment_publish(struct lli_segment *segment, int64_t cache_id,
                     const struct lli_geometry *geometry, size_t num_devices, uint64_t flags,
@@ -117,19 +115,25 @@ lli_segment_publish(struct lli_segment *segment, int64_t cache_id,
         return false;
 
     for (uint64_t i = 0; i < num_addresses; i++)
-        STORE(segment->layout->addresses[first_address + i], addresses[i]);
-    STORE(entry->cache_id, cache_id);
-    STORE(entry->placement_and_tensors,
-          (uint64_t)geometry->placement << 32 | geometry->num_tensors);
-    STORE(entry->num_slots, geometry->num_slots);
-    STORE(entry->stride, geometry->stride);
-    STORE(entry->tensor_bytes, geometry->tensor_bytes);
-    STORE(entry->first_address, first_address);
-    STORE(entry->flags, flags);
+        LLI_STORE(segment->layout->addresses[first_address + i], addresses[i]);
+    LLI_STORE(entry->cache_id, cache_id);
+    LLI_STORE(entry->placement_and_tensors,
+              (uint64_t)geometry->placement << 32 | geometry->num_tensors);
+    LLI_STORE(entry->num_slots, geometry->num_slots);
+    LLI_STORE(entry->stride, geometry->stride);
+    LLI_STORE(entry->tensor_bytes, geometry->tensor_bytes);
+    LLI_STORE(entry->first_address, first_address);
+    LLI_STORE(entry->flags, flags);
     *ret_generation = segment->next_generation;
     segment->next_generation += 2;
     atomic_store_explicit(&entry->generation, *ret_generation, memory_order_release);
     return true;
+}
+
+void
+lli_segment_mark(struct lli_segment *segment, uint32_t index, uint64_t flags)
+{
+    atomic_fetch_or(&segment->layout->entries[index].flags, flags);
 }
 
 void
@@ -144,8 +148,8 @@ lli_segment_erase(struct lli_segment *segment, uint32_t index)
 {
     struct lli_entry *entry = &segment->layout->entries[index];
     uint64_t num_addresses =
-        (LOAD(entry->placement_and_tensors) & UINT32_MAX) * segment->layout->header.num_devices;
-    uint64_t first_address = LOAD(entry->first_address);
+        (LLI_LOAD(entry->placement_and_tensors) & UINT32_MAX) * segment->layout->header.num_devices;
+    uint64_t first_address = LLI_LOAD(entry->first_address);
     atomic_store(&entry->generation, 0);
     // What is written into the memory from now on comes after the generation's end.
     atomic_thread_fence(memory_order_seq_cst);
@@ -153,7 +157,8 @@ lli_segment_erase(struct lli_segment *segment, uint32_t index)
 }
 
 int
-lli_segment_reader_enter(struct lli_segment *segment, uint64_t owner, uint64_t generation)
+lli_segment_reader_enter(struct lli_segment *segment, uint64_t owner, uint64_t generation,
+                         uint64_t lease)
 {
     uint64_t taken = atomic_load(&segment->reader_slots_taken);
     int slot;
@@ -164,7 +169,8 @@ lli_segment_reader_enter(struct lli_segment *segment, uint64_t owner, uint64_t g
     } while (!atomic_compare_exchange_weak(&segment->reader_slots_taken, &taken,
                                            taken | UINT64_C(1) << slot));
     struct lli_reader_slot *reader = &segment->layout->header.readers[slot];
-    STORE(reader->owner, owner);
+    LLI_STORE(reader->owner, owner);
+    LLI_STORE(reader->lease, lease);
     atomic_store(&reader->generation, generation);
     atomic_thread_fence(memory_order_seq_cst);
     return slot;
@@ -184,10 +190,40 @@ lli_segment_is_read(const struct lli_segment_layout *peer, uint64_t owner, uint6
     for (unsigned i = 0; i < LLI_NUM_READER_SLOTS; i++) {
         const struct lli_reader_slot *reader = &peer->header.readers[i];
         uint64_t reads = atomic_load(&reader->generation);
-        if (reads != 0 && LOAD(reader->owner) == owner && (generation == 0 || reads == generation))
+        if (reads != 0 && LLI_LOAD(reader->owner) == owner &&
+            (generation == 0 || reads == generation || LLI_LOAD(reader->lease) == generation))
             return true;
     }
     return false;
+}
+
+bool
+lli_segment_find_entry(const struct lli_segment_layout *peer, uint64_t index, uint64_t generation,
+                       struct lli_remote_cache *ret_cache)
+{
+    if (index >= LLI_NUM_ENTRIES || generation == 0 || (generation & LLI_GENERATION_RETIRED) != 0)
+        return false;
+    const struct lli_entry *entry = &peer->entries[index];
+    if (atomic_load_explicit(&entry->generation, memory_order_acquire) != generation)
+        return false;
+    uint64_t placement_and_tensors = LLI_LOAD(entry->placement_and_tensors);
+    *ret_cache = (struct lli_remote_cache){
+        .entry = (uint32_t)index,
+        .generation = generation,
+        .flags = LLI_LOAD(entry->flags),
+        .first_address = LLI_LOAD(entry->first_address),
+        .cache_id = LLI_LOAD(entry->cache_id),
+        .geometry =
+            {
+                .placement = (uint32_t)(placement_and_tensors >> 32),
+                .num_tensors = (uint32_t)placement_and_tensors,
+                .num_slots = LLI_LOAD(entry->num_slots),
+                .stride = LLI_LOAD(entry->stride),
+                .tensor_bytes = LLI_LOAD(entry->tensor_bytes),
+            },
+    };
+    // What was read belongs together only if the entry is still the same.
+    return lli_segment_still_live(peer, ret_cache);
 }
 
 bool
@@ -198,28 +234,10 @@ lli_segment_find(const struct lli_segment_layout *peer, int64_t cache_id,
         uint32_t index = (uint32_t)((uint64_t)cache_id + probe) % LLI_NUM_ENTRIES;
         const struct lli_entry *entry = &peer->entries[index];
         uint64_t generation = atomic_load_explicit(&entry->generation, memory_order_acquire);
-        if (generation == 0 || (generation & LLI_GENERATION_RETIRED) != 0 ||
-            LOAD(entry->cache_id) != cache_id)
-            continue;
-        uint64_t placement_and_tensors = LOAD(entry->placement_and_tensors);
-        *ret_cache = (struct lli_remote_cache){
-            .entry = index,
-            .generation = generation,
-            .flags = LOAD(entry->flags),
-            .first_address = LOAD(entry->first_address),
-            .geometry =
-                {
-                    .placement = (uint32_t)(placement_and_tensors >> 32),
-                    .num_tensors = (uint32_t)placement_and_tensors,
-                    .num_slots = LOAD(entry->num_slots),
-                    .stride = LOAD(entry->stride),
-                    .tensor_bytes = LOAD(entry->tensor_bytes),
-                },
-        };
-        // What was read belongs together only if the entry is still the same.
-        if (!lli_segment_still_live(peer, ret_cache))
-            continue;
-        return true;
+        if (LLI_LOAD(entry->cache_id) == cache_id &&
+            lli_segment_find_entry(peer, index, generation, ret_cache) &&
+            ret_cache->cache_id == cache_id && (ret_cache->flags & LLI_ENTRY_UNNAMED) == 0)
+            return true;
     }
     return false;
 }

@@ -15,6 +15,9 @@
 //     else: no such cache                           and free the memory all the same
 //   clears the slot
 //
+// A lease on some of a cache's slots is looked after in the same way: its reader announces it beside
+// the cache's generation, and checks it before and after.
+//
 // Either the owner sees the slot, or the puller sees the retirement; and a reader that the owner
 // could not wait for finds out after its copy.  So success never carries somebody else's bytes.
 #ifndef LLI_SEGMENT_H
@@ -34,14 +37,23 @@ enum {
     LLI_NUM_ENTRIES = 65536,     // a power of two: caches at a time
     LLI_ENTRY_PROBES = 64,       // an id is found within so many entries
     LLI_NUM_ADDRESSES = 8 << 20, // tensors of all caches
+    LLI_NUM_KEY_ENTRIES = 131072,
+    LLI_NUM_LEASE_ENTRIES = 65536,
 };
 
-// Generations are even and never repeat; this bit marks a cache that is going away.
+// Generations, of caches and of leases, are even.  They begin at a random number, so that those of a
+// restarted instance are others, and never repeat.  This bit marks what is going away.
 #define LLI_GENERATION_RETIRED UINT64_C(1)
+
+// Fields that one process writes and others read; what orders them is said where it matters.
+#define LLI_STORE(field, value) atomic_store_explicit(&(field), (value), memory_order_relaxed)
+#define LLI_LOAD(field) atomic_load_explicit(&(field), memory_order_relaxed)
 
 struct lli_reader_slot {
     _Atomic uint64_t owner;      // incarnation of the instance that is being read
-    _Atomic uint64_t generation; // 0: the slot is idle
+    _Atomic uint64_t generation; // of the cache; 0: the slot is idle
+    _Atomic uint64_t lease;      // generation of the lease, or 0
+    uint64_t reserved;
 };
 
 struct lli_entry {
@@ -52,11 +64,33 @@ struct lli_entry {
     _Atomic uint64_t stride;
     _Atomic uint64_t tensor_bytes;
     _Atomic uint64_t first_address; // index into the addresses: num_tensors for each device
-    _Atomic uint64_t flags;         // LLI_ENTRY_REGISTERED
+    _Atomic uint64_t flags;         // LLI_ENTRY_...
 };
 
 // The addresses are those of the owner's process, not offsets into its pools.
 #define LLI_ENTRY_REGISTERED UINT64_C(1)
+// Some slot has, or had, a request key: whoever pulls by id tells the owner.
+#define LLI_ENTRY_HAS_REQUESTS UINT64_C(2)
+// The id has been deallocated; keys still lead here.
+#define LLI_ENTRY_UNNAMED UINT64_C(4)
+
+struct lli_key_entry {
+    _Atomic uint64_t stamp; // 0: free; never repeats
+    _Atomic uint64_t kind;  // llm_key_kind
+    _Atomic uint64_t id;
+    _Atomic uint64_t model_id;
+    _Atomic uint64_t entry; // of the cache
+    _Atomic uint64_t generation;
+    _Atomic uint64_t slot;
+    uint64_t reserved;
+};
+
+struct lli_lease_entry {
+    _Atomic uint64_t lease;      // its generation; 0: free
+    _Atomic uint64_t generation; // of the cache
+    _Atomic uint64_t first_slot;
+    _Atomic uint64_t num_slots;
+};
 
 struct lli_segment_header {
     uint64_t magic;
@@ -68,17 +102,21 @@ struct lli_segment_header {
     uint64_t own_address; // of this header in the owner's process: proves who can be read there
     uint64_t reserved_words[2];
     struct lli_reader_slot readers[LLI_NUM_READER_SLOTS];
-    uint8_t reserved[4096 - 64 - 16 * LLI_NUM_READER_SLOTS];
+    uint8_t reserved[4096 - 64 - 32 * LLI_NUM_READER_SLOTS];
 };
 
 struct lli_segment_layout {
     struct lli_segment_header header;
     struct lli_entry entries[LLI_NUM_ENTRIES];
+    struct lli_key_entry keys[LLI_NUM_KEY_ENTRIES];
+    struct lli_lease_entry leases[LLI_NUM_LEASE_ENTRIES];
     _Atomic uint64_t addresses[LLI_NUM_ADDRESSES];
 };
 
-_Static_assert(sizeof(struct lli_reader_slot) == 16, "shared layout");
+_Static_assert(sizeof(struct lli_reader_slot) == 32, "shared layout");
 _Static_assert(sizeof(struct lli_entry) == 64, "shared layout");
+_Static_assert(sizeof(struct lli_key_entry) == 64, "shared layout");
+_Static_assert(sizeof(struct lli_lease_entry) == 32, "shared layout");
 _Static_assert(offsetof(struct lli_segment_header, readers) == 64, "shared layout");
 _Static_assert(sizeof(struct lli_segment_header) == 4096, "shared layout");
 
@@ -87,6 +125,7 @@ struct lli_segment {
     int fd;
     struct lli_segment_layout *layout;
     uint64_t next_generation;            // guarded by the registry's lock
+    uint64_t next_stamp;                 // of keys; likewise
     struct lli_extents addresses;        // likewise
     _Atomic uint64_t reader_slots_taken; // a bit per slot
     struct lli_segment *next_open;       // in the list of this process
@@ -102,18 +141,21 @@ void lli_segment_close(struct lli_segment *segment);
 bool lli_segment_publish(struct lli_segment *segment, int64_t cache_id,
                          const struct lli_geometry *geometry, size_t num_devices, uint64_t flags,
                          const uint64_t *addresses, uint32_t *ret_entry, uint64_t *ret_generation);
+// Sets flags of a live entry.
+void lli_segment_mark(struct lli_segment *segment, uint32_t entry, uint64_t flags);
 // Nobody new gets in.  The caller then asks lli_segment_is_read of every peer's segment.
 void lli_segment_retire(struct lli_segment *segment, uint32_t entry);
 // The entry is gone for good, and its memory may be used again.
 void lli_segment_erase(struct lli_segment *segment, uint32_t entry);
 
-// Announces that this instance reads generation `generation` of `owner`.  The number of the slot,
-// or -1 if all are taken.
-int lli_segment_reader_enter(struct lli_segment *segment, uint64_t owner, uint64_t generation);
+// Announces that this instance reads generation `generation` of `owner`, under `lease` or 0.  The
+// number of the slot, or -1 if all are taken.
+int lli_segment_reader_enter(struct lli_segment *segment, uint64_t owner, uint64_t generation,
+                             uint64_t lease);
 void lli_segment_reader_leave(struct lli_segment *segment, int slot);
 
-// Does the peer whose segment this is announce that it reads that generation of ours?
-// generation 0: anything of ours.
+// Does the peer whose segment this is announce that it reads that generation, a cache's or a lease's,
+// of ours?  generation 0: anything of ours.
 bool lli_segment_is_read(const struct lli_segment_layout *peer, uint64_t owner,
                          uint64_t generation);
 
@@ -127,12 +169,16 @@ struct lli_remote_cache {
     uint64_t generation;
     uint64_t flags;
     uint64_t first_address;
+    int64_t cache_id;
     struct lli_geometry geometry;
 };
 
 // Looks an id up in a peer's directory.  False: not there.
 bool lli_segment_find(const struct lli_segment_layout *peer, int64_t cache_id,
                       struct lli_remote_cache *ret_cache);
+// The live cache of that generation in that entry, whatever its id.  False: not there.
+bool lli_segment_find_entry(const struct lli_segment_layout *peer, uint64_t entry,
+                            uint64_t generation, struct lli_remote_cache *ret_cache);
 // After the announcement: may the cache still be entered?
 bool lli_segment_still_live(const struct lli_segment_layout *peer,
                             const struct lli_remote_cache *cache);

@@ -258,7 +258,7 @@ test_a_reader_is_seen_from_enter_to_leave(void **state)
 {
     (void)state;
     assert_false(lli_segment_is_read(peer_view, PEER, 0));
-    int slot = lli_segment_reader_enter(&segment, PEER, 6);
+    int slot = lli_segment_reader_enter(&segment, PEER, 6, 0);
     assert_true(slot >= 0);
     assert_true(lli_segment_is_read(peer_view, PEER, 6));
     assert_true(lli_segment_is_read(peer_view, PEER, 0));
@@ -274,8 +274,8 @@ static void
 test_two_readers_of_one_cache_are_counted_apart(void **state)
 {
     (void)state;
-    int first = lli_segment_reader_enter(&segment, PEER, 6);
-    int second = lli_segment_reader_enter(&segment, PEER, 6);
+    int first = lli_segment_reader_enter(&segment, PEER, 6, 0);
+    int second = lli_segment_reader_enter(&segment, PEER, 6, 0);
     assert_int_not_equal(first, second);
     lli_segment_reader_leave(&segment, first);
     assert_true(lli_segment_is_read(peer_view, PEER, 6));
@@ -289,16 +289,16 @@ test_there_are_as_many_readers_as_slots(void **state)
     bool used[LLI_NUM_READER_SLOTS] = {false};
     (void)state;
     for (int i = 0; i < LLI_NUM_READER_SLOTS; i++) {
-        int slot = lli_segment_reader_enter(&segment, PEER, 2 * (uint64_t)i + 2);
+        int slot = lli_segment_reader_enter(&segment, PEER, 2 * (uint64_t)i + 2, 0);
         assert_in_range(slot, 0, LLI_NUM_READER_SLOTS - 1);
         assert_false(used[slot]);
         used[slot] = true;
     }
     for (uint64_t i = 0; i < LLI_NUM_READER_SLOTS; i++)
         assert_true(lli_segment_is_read(peer_view, PEER, 2 * i + 2));
-    assert_int_equal(lli_segment_reader_enter(&segment, PEER, 2), -1);
+    assert_int_equal(lli_segment_reader_enter(&segment, PEER, 2, 0), -1);
     lli_segment_reader_leave(&segment, 17);
-    assert_int_equal(lli_segment_reader_enter(&segment, PEER, 1000), 17);
+    assert_int_equal(lli_segment_reader_enter(&segment, PEER, 1000, 0), 17);
     for (int i = 0; i < LLI_NUM_READER_SLOTS; i++)
         lli_segment_reader_leave(&segment, i);
     assert_false(lli_segment_is_read(peer_view, PEER, 0));
@@ -314,7 +314,7 @@ enter_and_leave(void *arg)
     for (int i = 0; i < 2000; i++) {
         int slots[20];
         for (size_t j = 0; j < LLI_COUNT(slots); j++) {
-            slots[j] = lli_segment_reader_enter(&segment, PEER, 2);
+            slots[j] = lli_segment_reader_enter(&segment, PEER, 2, 0);
             if (slots[j] >= 0 && atomic_fetch_add(&slot_users[slots[j]], 1) != 0)
                 atomic_fetch_add(&num_clashes, 1);
         }

@@ -7,7 +7,10 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/os.h"
+#include "transfer/answer.h"
+#include "transfer/ask.h"
 #include "transfer/copies.h"
+#include "transfer/cuts.h"
 #include "transfer/notify.h"
 #include "transfer/serve.h"
 #include "transfer/transfer.h"
@@ -25,6 +28,7 @@ static void
 on_broken(struct lli_link *link, llm_status status)
 {
     lli_transfers_broken(link, status);
+    lli_asks_broken(link, status);
     lli_serves_broken(link);
 }
 
@@ -44,6 +48,13 @@ idle(void *arg)
 {
     struct llm_datadist *dd = arg;
     return lli_copies_idle(&dd->node);
+}
+
+static void
+lease_ended(void *arg)
+{
+    struct llm_datadist *dd = arg;
+    lli_transfer_announce_end(&dd->node);
 }
 
 static bool
@@ -102,6 +113,13 @@ on_message(struct lli_link *link, const struct lli_message_header *header, struc
     case LLI_PUSH_ACCEPTED:
     case LLI_CANCELLED:
         ok = lli_transfers_message(link, header, body);
+        break;
+    case LLI_QUERY:
+    case LLI_DONE:
+        ok = lli_answers_message(link, header, body);
+        break;
+    case LLI_ANSWER:
+        ok = lli_asks_message(link, header, body);
         break;
     case LLI_UNLINK:
         peer_unlinks(link);
@@ -200,10 +218,13 @@ open_node(struct llm_datadist *dd, uint32_t tick_ms)
     node->on_message = on_message;
     node->on_broken = on_broken;
     node->transfer_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    node->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     node->notifications = lli_notifications_open();
-    if (node->transfer_fd < 0 || node->notifications == NULL) {
+    if (node->transfer_fd < 0 || node->event_fd < 0 || node->notifications == NULL) {
         if (node->transfer_fd >= 0)
             close(node->transfer_fd);
+        if (node->event_fd >= 0)
+            close(node->event_fd);
         lli_notifications_close(node->notifications);
         return lli_fail(LLM_FAILED, "engine", "out of memory or descriptors");
     }
@@ -217,9 +238,11 @@ close_node(struct llm_datadist *dd)
 {
     lli_crew_close(&dd->crew);
     lli_transfers_release_all(&dd->node);
+    lli_cuts_forget_all(&dd->node);
     lli_node_close(&dd->node);
     lli_notifications_close(dd->node.notifications);
     close(dd->node.transfer_fd);
+    close(dd->node.event_fd);
 }
 
 static llm_status
@@ -270,6 +293,7 @@ open_rooms(struct llm_datadist *dd)
         goto close_loop;
     lli_registry_open(&dd->registry, &dd->segment, dd->pools, dd->options.num_devices, patience_ns,
                       is_read, dd);
+    dd->registry.on_lease_ended = lease_ended;
     status = start_loop(dd);
     if (status != LLM_SUCCESS)
         goto close_registry;

@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/os.h"
+#include "link/events.h"
 
 void
 lli_node_open(struct lli_node *node, uint32_t tick_ms)
@@ -15,9 +16,11 @@ lli_node_open(struct lli_node *node, uint32_t tick_ms)
     lli_cond_init(&node->links_changed);
     lli_cond_init(&node->linking_ended);
     lli_list_init(&node->links);
+    lli_list_init(&node->events);
     lli_list_init(&node->pending);
     lli_list_init(&node->strangers);
     lli_list_init(&node->copies);
+    lli_list_init(&node->cuts);
     lli_list_init(&node->started);
     node->tick_ms = tick_ms;
     node->reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
@@ -28,6 +31,7 @@ lli_node_close(struct lli_node *node)
 {
     if (node->reserve_fd >= 0)
         close(node->reserve_fd);
+    lli_events_forget_all(node);
     pthread_cond_destroy(&node->linking_ended);
     pthread_cond_destroy(&node->links_changed);
     pthread_mutex_destroy(&node->links_lock);
@@ -53,10 +57,13 @@ lli_link_new(struct lli_node *node, const struct lli_identity *peer)
     link->remote_ips = lli_calloc(num_devices, sizeof(*link->remote_ips));
     link->devices = lli_calloc(num_devices, sizeof(struct lli_conn *));
     lli_list_init(&link->in_table);
+    lli_list_init(&link->events);
     lli_list_init(&link->transfers);
     lli_list_init(&link->serves);
+    lli_list_init(&link->asks);
     lli_stream_init(&link->stream, node->loop, link, on_stream_failed);
-    if (link->local_ips == NULL || link->remote_ips == NULL || link->devices == NULL) {
+    if (!lli_events_prepare(link) || link->local_ips == NULL || link->remote_ips == NULL ||
+        link->devices == NULL) {
         lli_link_put(link);
         return NULL;
     }
@@ -75,6 +82,7 @@ lli_link_put(struct lli_link *link)
     if (atomic_fetch_sub(&link->references, 1) > 1)
         return;
     lli_view_unmap(link->view);
+    lli_events_unprepare(link);
     lli_free(link->local_ips);
     lli_free(link->remote_ips);
     lli_free((void *)link->devices);
@@ -159,6 +167,8 @@ lli_link_break(struct lli_link *link, llm_status status, const char *why)
         link->broken = true;
         link->broken_status = status;
         snprintf(link->broken_reason, sizeof(link->broken_reason), "%s", why);
+        if (!lli_list_empty(&link->in_table))
+            lli_events_add_locked(link, LLM_LINK_BROKEN);
     }
     // Whoever waits for an answer to an unlink won't get one.
     pthread_cond_broadcast(&node->links_changed);
@@ -218,6 +228,7 @@ lli_links_insert(struct lli_link *link)
     link->liveness_ticks = link->liveness_ms / node->tick_ms + 1;
     pthread_mutex_lock(&node->links_lock);
     lli_list_append(&node->links, &link->in_table);
+    lli_events_add_locked(link, LLM_LINK_READY);
     pthread_mutex_unlock(&node->links_lock);
     lli_log(LLM_LOG_INFO, "link", "linked with cluster %llu over %s (%s)",
             (unsigned long long)link->peer.cluster_id, lli_transport_name(link->transport),
@@ -310,6 +321,8 @@ take_out(struct lli_link *link)
     pthread_mutex_lock(&link->node->links_lock);
     bool was_in_table = !lli_list_empty(&link->in_table);
     lli_list_remove(&link->in_table);
+    if (was_in_table)
+        lli_events_add_locked(link, LLM_LINK_REMOVED);
     pthread_mutex_unlock(&link->node->links_lock);
     return was_in_table;
 }

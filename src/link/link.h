@@ -36,6 +36,7 @@ struct lli_link {
     struct in_addr *remote_ips;
 
     // Guarded by node->links_lock.
+    struct lli_list events; // that may happen yet (events.h)
     bool broken;
     llm_status broken_status; // what transfers get from now on
     char broken_reason[LLI_REASON_BYTES];
@@ -55,6 +56,7 @@ struct lli_link {
     uint64_t sent_tick;        // when it was last sent something
     struct lli_list transfers; // begun here, under way (transfer room)
     struct lli_list serves;    // begun by the peer, under way (transfer room)
+    struct lli_list asks;      // questions of ours that the peer has not answered (transfer room)
 };
 
 // What this room needs of an instance, and what it tells the rooms above.
@@ -70,6 +72,9 @@ struct lli_node {
     pthread_mutex_t links_lock;
     pthread_cond_t links_changed; // an unlink was answered
     struct lli_list links;        // guarded by links_lock
+    struct lli_list events;       // changes of links (events.h); guarded by links_lock
+    size_t num_events;            // guarded by links_lock
+    int event_fd;                 // eventfd: a link has changed
 
     // One link or unlink call at a time (§10.2).
     bool linking; // guarded by links_lock
@@ -86,7 +91,8 @@ struct lli_node {
     _Atomic uint64_t next_transfer; // numbers transfers (transfer room)
     struct lli_list copies;         // that this thread makes in portions (transfer room)
     struct lli_list started;        // by llm_start_*, not yet released; guarded by links_lock
-    int transfer_fd;                // eventfd: a started transfer has ended
+    struct lli_list cuts;           // pushes of peers that were cut (transfer room)
+    int transfer_fd;                // eventfd: a started transfer, or a lease, has ended
     struct lli_notifications *notifications; // that have arrived (transfer room)
 
     // The transfer room's ears; called on the loop's thread.

@@ -44,6 +44,8 @@ enum { MAX_DEVICES = 64, MAX_PORT = 65535, SHOWN_ITEM_BYTES = 60 };
       "1..8: connections that carry the data of a tcp link")                                       \
     X(LLM_OPTION_COPY_THREADS, "2", parse_copy_threads,                                            \
       "1..16: threads that copy a large pull on one host, the caller's included")                  \
+    X(LLM_OPTION_CHECKSUM, "none", parse_checksum,                                                 \
+      "none|crc32c: what every block and message is checked with")                                 \
     X(LLM_OPTION_LOG_LEVEL, "warn", parse_log_level,                                               \
       "off|error|warn|info|debug: for the whole process; LLM_DATADIST_LOG_LEVEL wins")             \
     X(LLM_OPTION_DEVICE_TYPE, "auto", parse_device_type,                                           \
@@ -402,6 +404,15 @@ parse_copy_threads(struct reading *reading, const char *value)
     if (parse_whole_number(value, 1, 16, &reading->out->copy_threads))
         return LLM_SUCCESS;
     return lli_reject_option(LLM_OPTION_COPY_THREADS, value, "expected a number 1..16");
+}
+
+static llm_status
+parse_checksum(struct reading *reading, const char *value)
+{
+    reading->out->checksum = strcmp(value, "crc32c") == 0;
+    if (reading->out->checksum || strcmp(value, "none") == 0)
+        return LLM_SUCCESS;
+    return lli_reject_option(LLM_OPTION_CHECKSUM, value, "expected none or crc32c");
 }
 
 static llm_status

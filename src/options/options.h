@@ -49,6 +49,7 @@ struct lli_options {
     uint32_t liveness_ms;
     uint32_t tcp_connections;
     uint32_t copy_threads;
+    bool checksum; // CRC32C of every block and message
 };
 
 // Checks 3, 4, 6, 7 and 8 of §5.3, in that order, then the options of our own.  LLM_PARAM_INVALID

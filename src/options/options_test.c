@@ -954,6 +954,7 @@ the_table_has_every_public_option_with_a_default_that_its_parser_accepts(void **
         LLM_OPTION_TRANSFER_BACKEND,
         LLM_OPTION_GLOBAL_RESOURCE_CONFIG,
         LLM_OPTION_COPY_THREADS,
+        LLM_OPTION_CHECKSUM,
     };
     size_t num_rows;
     const struct lli_option_row *rows = lli_option_table(&num_rows);

@@ -5,19 +5,21 @@ static const uint64_t portion_bytes = 1 << 20;
 
 void
 lli_copies_add(struct lli_node *node, struct lli_copy_job *job, const struct lli_plan *plan,
-               const uintptr_t *dst_tensors)
+               const uintptr_t *dst_tensors, uint64_t position)
 {
     lli_mapped_copy_init(&job->copy, plan, job->source.tensors, dst_tensors);
+    job->copy.position = position;
     job->copy.pid = job->source.pid;
     lli_list_append(&node->copies, &job->node);
 }
 
-void
+bool
 lli_copies_cancel(struct lli_copy_job *job)
 {
     char why[LLI_REASON_BYTES];
     lli_list_remove(&job->node);
-    (void)lli_source_close(&job->source, 0, why, sizeof(why));
+    bool entered = job->source.reader_slot >= 0;
+    return lli_source_close(&job->source, 0, why, sizeof(why)) == LLM_SUCCESS && entered;
 }
 
 bool

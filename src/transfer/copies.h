@@ -15,11 +15,13 @@ struct lli_copy_job {
     void (*done)(struct lli_copy_job *job, llm_status status, const char *text);
 };
 
-// Queues a copy by `plan` from the job's open source to `dst_tensors`.
+// Queues a copy by `plan` from the job's open source to `dst_tensors`, from a position of the stream
+// on.
 void lli_copies_add(struct lli_node *node, struct lli_copy_job *job, const struct lli_plan *plan,
-                    const uintptr_t *dst_tensors);
-// Stops it and closes the source; `done` is not called.
-void lli_copies_cancel(struct lli_copy_job *job);
+                    const uintptr_t *dst_tensors, uint64_t position);
+// Stops it and closes the source; `done` is not called.  True if what is before job->copy.position
+// has arrived, of the right cache.
+bool lli_copies_cancel(struct lli_copy_job *job);
 // Goes on with one copy for a short while; true if there is more to do.
 bool lli_copies_idle(struct lli_node *node);
 

@@ -5,23 +5,21 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/os.h"
+#include "transfer/ask.h"
 #include "transport/crew.h"
 
 static llm_status
 copy_entered(const struct lli_transfer_args *args, struct lli_source_cache *source,
-             const struct lli_plan *plan, const uintptr_t *tensors, int *ret_error)
+             struct lli_mapped_copy *copy)
 {
-    struct lli_mapped_copy copy;
-    lli_mapped_copy_init(&copy, plan, source->tensors, tensors);
-    copy.pid = source->pid;
-    bool in_time = lli_crew_copy(source->link->node->crew, &copy, args->deadline_ns);
-    *ret_error = copy.error;
-    if (in_time)
+    copy->src_tensors = source->tensors;
+    copy->pid = source->pid;
+    if (lli_crew_copy(source->link->node->crew, copy, args->deadline_ns))
         return LLM_SUCCESS;
     return lli_fail(LLM_WAIT_PROC_TIMEOUT, "transfer",
                     "pull from cluster %llu: the time was up after %llu of %llu bytes",
-                    (unsigned long long)args->cluster_id, (unsigned long long)copy.position,
-                    (unsigned long long)plan->total_bytes);
+                    (unsigned long long)args->cluster_id, (unsigned long long)copy->position,
+                    (unsigned long long)copy->plan->total_bytes);
 }
 
 static llm_status
@@ -42,15 +40,41 @@ static llm_status
 copy_from(const struct lli_transfer_args *args, struct lli_source_cache *source,
           const struct lli_plan *plan, const uintptr_t *tensors)
 {
-    int error = 0;
     char why[LLI_REASON_BYTES];
+    struct lli_mapped_copy copy;
+    lli_mapped_copy_init(&copy, plan, source->tensors, tensors);
+    if (args->progress != NULL)
+        copy.position = args->progress->bytes_arrived;
+    uint64_t first = copy.position;
     llm_status status = enter_waiting(args, source);
     if (status == LLM_SUCCESS)
-        status = copy_entered(args, source, plan, tensors, &error);
-    llm_status after = lli_source_close(source, error, why, sizeof(why));
+        status = copy_entered(args, source, &copy);
+    llm_status after = lli_source_close(source, copy.error, why, sizeof(why));
+    // What was copied counts if it was the right cache all the time.
+    if (args->progress != NULL && after == LLM_SUCCESS) {
+        args->progress->bytes_arrived = copy.position;
+        args->progress->bytes_moved = copy.position - first;
+    }
     if (status == LLM_SUCCESS && after != LLM_SUCCESS)
         return lli_describe_failure(args, after, why);
     return status;
+}
+
+// Tells the owner that all has arrived, if it must know.
+static llm_status
+tell_owner(struct lli_link *link, const struct lli_transfer_args *args,
+           const struct lli_source_cache *source)
+{
+    char why[LLI_REASON_BYTES];
+    struct lli_answer answer;
+    struct lli_request request = lli_describe_names(args);
+    request.slot = source->slot;
+    if (!lli_describe_tells(&request, (source->remote.flags & LLI_ENTRY_HAS_REQUESTS) != 0))
+        return LLM_SUCCESS;
+    struct lli_request done = lli_describe_done(&request, source->remote.generation);
+    llm_status status =
+        lli_ask_and_wait(link, LLI_DONE, &done, args->deadline_ns, &answer, why, sizeof(why));
+    return status == LLM_SUCCESS ? status : lli_describe_failure(args, status, why);
 }
 
 struct notice {
@@ -66,6 +90,18 @@ send_notice(void *arg)
                   notice->args->notification_bytes);
 }
 
+static llm_status
+resume(const struct lli_transfer_args *args, const struct lli_source_cache *source,
+       const struct lli_plan *plan)
+{
+    char why[LLI_REASON_BYTES];
+    if (args->progress == NULL)
+        return LLM_SUCCESS;
+    llm_status status = lli_describe_resume(args->progress, source->remote.generation,
+                                            plan->total_bytes, why, sizeof(why));
+    return status == LLM_SUCCESS ? status : lli_describe_failure(args, status, why);
+}
+
 llm_status
 lli_pull_here(struct lli_link *link, const struct lli_transfer_args *args)
 {
@@ -74,7 +110,9 @@ lli_pull_here(struct lli_link *link, const struct lli_transfer_args *args)
     uintptr_t *tensors = NULL;
     char why[LLI_REASON_BYTES];
     LLI_TRY(lli_describe_source(link, args, &source));
-    llm_status status = lli_describe_pull(args, &source.remote.geometry, &plan);
+    llm_status status = lli_describe_pull(args, &source, &plan);
+    if (status == LLM_SUCCESS)
+        status = resume(args, &source, &plan);
     if (status == LLM_SUCCESS)
         status = lli_describe_tensors(args, &tensors);
     if (status == LLM_SUCCESS)
@@ -83,6 +121,8 @@ lli_pull_here(struct lli_link *link, const struct lli_transfer_args *args)
         (void)lli_source_close(&source, 0, why, sizeof(why));
     lli_plan_fini(&plan);
     lli_free(tensors);
+    if (status == LLM_SUCCESS)
+        status = tell_owner(link, args, &source);
     if (status == LLM_SUCCESS && args->notification != NULL) {
         struct notice notice = {.link = link, .args = args};
         lli_loop_call(link->node->loop, send_notice, &notice);

@@ -4,13 +4,22 @@
 
 #include "base/mem.h"
 
-enum { RUN_BYTES = 16, FIXED_BYTES = 96 };
+enum { RUN_BYTES = 16, ADDRESS_BYTES = 8, FIXED_BYTES = 192 };
+
+enum {
+    FLAG_ALL_TENSORS = 1,
+    FLAG_FETCH = 2,
+    FLAG_VERSION_2 = 4,
+    FLAG_KEEP_KEY = 8,
+    FLAG_RELEASE_LEASE = 16
+};
 
 void
 lli_request_fini(struct lli_request *request)
 {
     lli_free(request->runs);
     lli_free(request->source_runs);
+    lli_free(request->addresses);
     if (request->owns_notification)
         lli_free((void *)(uintptr_t)request->notification);
     memset(request, 0, sizeof(*request));
@@ -38,9 +47,11 @@ check_slot(const struct lli_request *request, const struct lli_geometry *geometr
                   "remote batch_index is %llu, cache %lld has %llu batches",
                   (unsigned long long)request->slot, (long long)request->cache_id,
                   (unsigned long long)geometry->num_slots);
-    if (request->bytes > geometry->stride)
-        return NO(LLM_PARAM_INVALID, "%llu bytes don't fit the remote stride of %llu",
-                  (unsigned long long)request->bytes, (unsigned long long)geometry->stride);
+    if (request->offset > geometry->stride || request->bytes > geometry->stride - request->offset)
+        return NO(LLM_PARAM_INVALID,
+                  "%llu bytes at offset %llu don't fit the remote stride of %llu",
+                  (unsigned long long)request->bytes, (unsigned long long)request->offset,
+                  (unsigned long long)geometry->stride);
     return LLM_SUCCESS;
 }
 
@@ -92,11 +103,38 @@ lli_request_check(const struct lli_request *request, const struct lli_geometry *
     return check_tensors(request, geometry, why, why_size);
 }
 
+void
+lli_request_describe(const struct lli_request *request, char *text, size_t text_size)
+{
+    static const char *const kinds[] = {"no", "request", "prefix", "blocks"};
+    if (request->by == LLI_BY_ADDRESS)
+        snprintf(text, text_size, "cache at the addresses");
+    else if (request->by == LLI_BY_ID)
+        snprintf(text, text_size, "cache with id %lld", (long long)request->cache_id);
+    else
+        snprintf(text, text_size, "cache with %s key %llu of model %llu",
+                 kinds[lli_min(request->key.kind, LLM_KEY_BLOCKS)],
+                 (unsigned long long)request->key.id, (unsigned long long)request->key.model_id);
+}
+
+bool
+lli_request_is_within(const struct lli_request *request, const struct lli_lease_range *range)
+{
+    if (request->kind == LLI_REQUEST_SLOT)
+        return lli_lease_range_holds(range, request->slot, 1);
+    for (size_t i = 0; i < request->num_runs; i++) {
+        if (!lli_lease_range_holds(range, request->runs[i].first, request->runs[i].count))
+            return false;
+    }
+    return true;
+}
+
 size_t
 lli_request_bytes(const struct lli_request *request)
 {
+    size_t num_addresses = request->by == LLI_BY_ADDRESS ? request->num_tensors : 0;
     return FIXED_BYTES + RUN_BYTES * (request->num_runs + request->num_source_runs) +
-           request->notification_bytes;
+           ADDRESS_BYTES * num_addresses + request->notification_bytes;
 }
 
 static void
@@ -130,12 +168,64 @@ runs_read(struct lli_reader *r, struct lli_block_run **ret_runs, size_t *ret_num
     return true;
 }
 
+// How the cache is named, if not by its id alone, and where the transfer begins.
+static void
+names_write(struct lli_writer *w, const struct lli_request *request)
+{
+    lli_write_u32(w, request->by);
+    lli_write_u32(w, request->key.kind);
+    lli_write_u64(w, request->key.id);
+    lli_write_u64(w, request->key.model_id);
+    lli_write_u64(w, request->generation);
+    lli_write_u64(w, request->offset);
+    lli_write_u64(w, request->start_position);
+    lli_write_u64(w, request->token);
+    for (uint32_t i = 0; request->by == LLI_BY_ADDRESS && i < request->num_tensors; i++)
+        lli_write_u64(w, request->addresses[i]);
+}
+
+static bool
+addresses_read(struct lli_reader *r, struct lli_request *request)
+{
+    if (request->num_tensors == 0 || request->num_tensors > lli_read_left(r) / ADDRESS_BYTES)
+        return false;
+    request->addresses = lli_malloc(request->num_tensors * sizeof(*request->addresses));
+    if (request->addresses == NULL)
+        return false;
+    for (uint32_t i = 0; i < request->num_tensors; i++)
+        request->addresses[i] = lli_read_u64(r);
+    return true;
+}
+
+static bool
+names_read(struct lli_reader *r, struct lli_request *request)
+{
+    request->by = (enum lli_request_by)lli_read_u32(r);
+    request->key.kind = lli_read_u32(r);
+    request->key.id = lli_read_u64(r);
+    request->key.model_id = lli_read_u64(r);
+    request->generation = lli_read_u64(r);
+    request->offset = lli_read_u64(r);
+    request->start_position = lli_read_u64(r);
+    request->token = lli_read_u64(r);
+    if (r->failed || request->by > LLI_BY_ADDRESS || request->key.kind > LLM_KEY_BLOCKS)
+        return false;
+    return request->by != LLI_BY_ADDRESS || addresses_read(r, request);
+}
+
+static uint32_t
+flags_of(const struct lli_request *request)
+{
+    return (request->all_tensors ? FLAG_ALL_TENSORS : 0u) | (request->fetch ? FLAG_FETCH : 0u) |
+           (request->version_2 ? FLAG_VERSION_2 : 0u) | (request->keep_key ? FLAG_KEEP_KEY : 0u) |
+           (request->release_lease ? FLAG_RELEASE_LEASE : 0u);
+}
+
 void
 lli_request_write(struct lli_writer *w, const struct lli_request *request)
 {
     lli_write_u32(w, request->kind);
-    lli_write_u32(w, (request->all_tensors ? 1u : 0) | (request->fetch ? 2u : 0) |
-                         (request->version_2 ? 4u : 0));
+    lli_write_u32(w, flags_of(request));
     lli_write_u64(w, (uint64_t)request->cache_id);
     lli_write_u32(w, request->first_tensor);
     lli_write_u32(w, request->num_tensors);
@@ -150,6 +240,7 @@ lli_request_write(struct lli_writer *w, const struct lli_request *request)
     runs_write(w, request->source_runs, request->num_source_runs);
     lli_write_u32(w, request->notification_bytes);
     lli_write_bytes(w, request->notification, request->notification_bytes);
+    names_write(w, request);
 }
 
 static bool
@@ -196,9 +287,11 @@ lli_request_read(struct lli_reader *r, bool push, struct lli_request *ret_reques
     struct lli_request request = {.push = push};
     request.kind = (enum lli_request_kind)lli_read_u32(r);
     uint32_t flags = lli_read_u32(r);
-    request.all_tensors = (flags & 1u) != 0;
-    request.fetch = (flags & 2u) != 0;
-    request.version_2 = (flags & 4u) != 0;
+    request.all_tensors = (flags & FLAG_ALL_TENSORS) != 0;
+    request.fetch = (flags & FLAG_FETCH) != 0;
+    request.version_2 = (flags & FLAG_VERSION_2) != 0;
+    request.keep_key = (flags & FLAG_KEEP_KEY) != 0;
+    request.release_lease = (flags & FLAG_RELEASE_LEASE) != 0;
     request.cache_id = (int64_t)lli_read_u64(r);
     request.first_tensor = lli_read_u32(r);
     request.num_tensors = lli_read_u32(r);
@@ -211,7 +304,8 @@ lli_request_read(struct lli_reader *r, bool push, struct lli_request *ret_reques
     request.source_slot = lli_read_u64(r);
     if (!runs_read(r, &request.runs, &request.num_runs) ||
         !runs_read(r, &request.source_runs, &request.num_source_runs) ||
-        !notification_read(r, &request) || r->failed || !is_sound(&request)) {
+        !notification_read(r, &request) || !names_read(r, &request) || r->failed ||
+        !is_sound(&request)) {
         lli_request_fini(&request);
         return false;
     }
@@ -220,13 +314,13 @@ lli_request_read(struct lli_reader *r, bool push, struct lli_request *ret_reques
 }
 
 llm_status
-lli_request_plan(const struct lli_request *request, const struct lli_geometry *geometry,
-                 size_t num_devices, struct lli_plan *ret_plan)
+lli_request_plan(const struct lli_request *request, uint64_t stride, size_t num_devices,
+                 struct lli_plan *ret_plan)
 {
     uint64_t num_tensors = (uint64_t)request->num_tensors * num_devices;
     if (request->kind == LLI_REQUEST_SLOT) {
-        uint64_t offset = request->slot * geometry->stride;
+        uint64_t offset = request->slot * stride + request->offset;
         return lli_plan_slot(ret_plan, num_tensors, offset, offset, request->bytes);
     }
-    return lli_plan_side(ret_plan, num_tensors, request->runs, request->num_runs, geometry->stride);
+    return lli_plan_side(ret_plan, num_tensors, request->runs, request->num_runs, stride);
 }

@@ -4,7 +4,10 @@
 #include "base/mem.h"
 #include "unit/unit.h"
 
+enum { NUM_ADDRESSES = 3 };
+
 static char why[256];
+static uint64_t addresses[NUM_ADDRESSES] = {4096, UINT64_MAX, 1};
 
 // ---- there and back ----
 
@@ -29,7 +32,21 @@ random_request(uint64_t seed, bool blocks, bool fetch, struct lli_block_run *run
         .source_cache_id = (int64_t)unit_random(&random),
         .source_first_tensor = (uint32_t)unit_random(&random),
         .source_slot = unit_random(&random),
+        .by = (enum lli_request_by)(seed % 3),
+        .key = {.kind = (uint32_t)seed % 4,
+                .id = unit_random(&random),
+                .model_id = unit_random(&random)},
+        .generation = unit_random(&random),
+        .offset = unit_random(&random),
+        .start_position = unit_random(&random),
+        .keep_key = seed % 11 < 5,
+        .release_lease = seed % 13 < 6,
+        .token = unit_random(&random),
     };
+    if (request.by == LLI_BY_ADDRESS) {
+        request.num_tensors = NUM_ADDRESSES;
+        request.addresses = addresses;
+    }
     if (blocks) {
         // Two runs on one side, three with as many blocks on the other.
         runs[0] = (struct lli_block_run){unit_random(&random), 5};
@@ -73,6 +90,14 @@ assert_same(const struct lli_request *a, const struct lli_request *b)
     assert_true(a->source_slot == b->source_slot);
     assert_int_equal(a->num_source_runs, b->num_source_runs);
     assert_same_runs(a->source_runs, b->source_runs, a->num_source_runs);
+    assert_int_equal(a->by, b->by);
+    assert_true(lli_key_equal(&a->key, &b->key));
+    assert_true(a->generation == b->generation && a->offset == b->offset);
+    assert_true(a->start_position == b->start_position && a->token == b->token);
+    assert_int_equal(a->keep_key, b->keep_key);
+    assert_int_equal(a->release_lease, b->release_lease);
+    if (a->by == LLI_BY_ADDRESS)
+        assert_memory_equal(a->addresses, b->addresses, sizeof(addresses));
     assert_int_equal(a->notification_bytes, b->notification_bytes);
     if (a->notification_bytes > 0)
         assert_memory_equal(a->notification, b->notification, a->notification_bytes);
@@ -238,8 +263,8 @@ test_a_number_of_runs_is_believed_as_far_as_there_are_bytes(void **state)
     size_t size;
     (void)state;
     uint8_t *bytes = write_request(&request, &size);
-    // The number stands before its runs, the empty list of the source and no notification.
-    size_t at = size - 4 - 4 - 2 * 16 - 4;
+    // The number stands before its runs, the empty list of the source, no notification, and the names.
+    size_t at = size - 56 - 4 - 4 - 2 * 16 - 4;
     assert_int_equal(bytes[at], 2);
     for (size_t i = 0; i < LLI_COUNT(numbers); i++) {
         struct lli_writer w;
@@ -468,7 +493,7 @@ test_the_owners_plan(void **state)
     (void)state;
     request.slot = 3;
     request.bytes = 40;
-    assert_true(lli_request_plan(&request, &geometry, 2, &plan) == LLM_SUCCESS);
+    assert_true(lli_request_plan(&request, geometry.stride, 2, &plan) == LLM_SUCCESS);
     assert_int_equal(plan.num_tensors, 12);
     assert_int_equal(plan.num_runs, 1);
     assert_int_equal(plan.runs[0].src_offset, 300);
@@ -478,7 +503,7 @@ test_the_owners_plan(void **state)
 
     request = (struct lli_request){
         .kind = LLI_REQUEST_BLOCKS, .num_tensors = 3, .stride = 100, .runs = runs, .num_runs = 2};
-    assert_true(lli_request_plan(&request, &geometry, 1, &plan) == LLM_SUCCESS);
+    assert_true(lli_request_plan(&request, geometry.stride, 1, &plan) == LLM_SUCCESS);
     assert_int_equal(plan.num_tensors, 3);
     assert_int_equal(plan.num_runs, 2);
     assert_int_equal(plan.runs[0].src_offset, 200);

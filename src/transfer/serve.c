@@ -4,7 +4,11 @@
 
 #include "base/log.h"
 #include "base/mem.h"
+#include "cache/keys.h"
+#include "cache/leases.h"
+#include "transfer/answer.h"
 #include "transfer/copies.h"
+#include "transfer/cuts.h"
 #include "transfer/notify.h"
 #include "transfer/request.h"
 
@@ -16,13 +20,19 @@ struct serve {
     struct lli_link *link;
     uint64_t id;
     struct lli_request request;
-    struct lli_cache *cache; // held
+    struct lli_cache **caches; // num_caches, held
+    size_t num_caches;
+    struct lli_cache *only_cache; // where `caches` points to, unless there are several, by address
+    uint64_t stride;              // of our side
+    size_t num_devices;
+    struct lli_lease *lease; // entered, or NULL
     struct lli_plan plan;
     uintptr_t *tensors;
 
     // Over tcp.
     struct lli_stream_job job;
     bool in_stream;
+    bool tell_when_done; // the slot has a request key
 
     // On one host.
     bool fetching;
@@ -33,10 +43,15 @@ static void
 free_serve(struct serve *serve)
 {
     lli_list_remove(&serve->node);
+    struct lli_registry *registry = serve->link->node->registry;
     if (serve->fetching)
-        lli_copies_cancel(&serve->copy);
-    if (serve->cache != NULL)
-        lli_registry_put(serve->link->node->registry, serve->cache);
+        (void)lli_copies_cancel(&serve->copy);
+    if (serve->lease != NULL)
+        lli_leases_leave(registry, serve->lease);
+    for (size_t i = 0; i < serve->num_caches; i++)
+        lli_registry_put(registry, serve->caches[i]);
+    if (serve->caches != &serve->only_cache)
+        lli_free((void *)serve->caches);
     lli_plan_fini(&serve->plan);
     lli_free(serve->tensors);
     lli_request_fini(&serve->request);
@@ -96,6 +111,8 @@ join_stream(struct serve *serve)
         .plan = &serve->plan,
         .tensors = serve->tensors,
         .is_source = !serve->request.push,
+        .start_position = serve->request.start_position,
+        .flags = serve->tell_when_done ? LLI_FLAG_TELL_WHEN_DONE : 0,
         .done = stream_done,
     };
     lli_list_init(&serve->job.node);
@@ -109,19 +126,33 @@ join_stream(struct serve *serve)
 }
 
 static llm_status
+check_start(const struct serve *serve, char *why, size_t why_size)
+{
+    if (serve->request.start_position <= serve->plan.total_bytes)
+        return LLM_SUCCESS;
+    snprintf(why, why_size, "the transfer goes on at byte %llu, it has %llu",
+             (unsigned long long)serve->request.start_position,
+             (unsigned long long)serve->plan.total_bytes);
+    return LLM_PARAM_INVALID;
+}
+
+static llm_status
 begin_stream(struct serve *serve, char *why, size_t why_size)
 {
     if (serve->link->stream.num_conns == 0) {
         snprintf(why, why_size, "this link has no data connections");
         return LLM_FAILED;
     }
-    llm_status status = lli_request_plan(&serve->request, &serve->cache->geometry,
-                                         serve->cache->num_devices, &serve->plan);
+    llm_status status =
+        lli_request_plan(&serve->request, serve->stride, serve->num_devices, &serve->plan);
     if (status != LLM_SUCCESS) {
         llm_last_error(why, why_size);
         return status;
     }
-    if (serve->plan.total_bytes == 0)
+    status = check_start(serve, why, why_size);
+    if (status != LLM_SUCCESS)
+        return status;
+    if (serve->plan.total_bytes == serve->request.start_position)
         finish(serve, LLM_SUCCESS, "");
     else
         join_stream(serve);
@@ -151,14 +182,13 @@ static llm_status
 plan_fetch(struct serve *serve)
 {
     const struct lli_request *request = &serve->request;
-    const struct lli_geometry *geometry = &serve->cache->geometry;
-    uint64_t num_tensors = (uint64_t)request->num_tensors * serve->cache->num_devices;
+    uint64_t num_tensors = (uint64_t)request->num_tensors * serve->num_devices;
     if (request->kind == LLI_REQUEST_SLOT)
         return lli_plan_slot(&serve->plan, num_tensors,
                              request->source_slot * serve->copy.source.remote.geometry.stride,
-                             request->slot * geometry->stride, request->bytes);
+                             request->slot * serve->stride + request->offset, request->bytes);
     return lli_plan_pairs(&serve->plan, num_tensors, request->source_runs, request->num_source_runs,
-                          request->runs, request->num_runs, geometry->stride);
+                          request->runs, request->num_runs, serve->stride);
 }
 
 static void
@@ -189,20 +219,30 @@ begin_fetch(struct serve *serve, char *why, size_t why_size)
         llm_last_error(why, why_size);
         return status;
     }
-    lli_copies_add(serve->link->node, &serve->copy, &serve->plan, serve->tensors);
+    status = check_start(serve, why, why_size);
+    if (status != LLM_SUCCESS)
+        return status;
+    lli_copies_add(serve->link->node, &serve->copy, &serve->plan, serve->tensors,
+                   serve->request.start_position);
     return LLM_SUCCESS;
 }
 
 // ---- requests ----
 
 static llm_status
-find_tensors(struct serve *serve)
+no_memory(char *why, size_t why_size)
 {
-    const struct lli_cache *cache = serve->cache;
+    snprintf(why, why_size, "the peer is out of memory");
+    return LLM_OUT_OF_MEMORY;
+}
+
+static llm_status
+find_tensors(struct serve *serve, const struct lli_cache *cache, char *why, size_t why_size)
+{
     uint32_t num_tensors = serve->request.num_tensors;
     serve->tensors = lli_malloc((size_t)num_tensors * cache->num_devices * sizeof(*serve->tensors));
     if (serve->tensors == NULL)
-        return LLM_OUT_OF_MEMORY;
+        return no_memory(why, why_size);
     for (size_t device = 0; device < cache->num_devices; device++) {
         for (uint32_t i = 0; i < num_tensors; i++)
             serve->tensors[device * num_tensors + i] =
@@ -212,30 +252,116 @@ find_tensors(struct serve *serve)
     return LLM_SUCCESS;
 }
 
+static llm_status
+enter_lease(struct serve *serve, struct lli_cache *cache, uint64_t lease, char *why,
+            size_t why_size)
+{
+    const struct lli_request *request = &serve->request;
+    uint64_t first = request->kind == LLI_REQUEST_SLOT ? request->slot : UINT64_MAX;
+    uint64_t last = request->kind == LLI_REQUEST_SLOT ? request->slot : 0;
+    for (size_t i = 0; i < request->num_runs; i++) {
+        first = lli_min(first, request->runs[i].first);
+        last = lli_max(last, request->runs[i].first + request->runs[i].count - 1);
+    }
+    if (lease == 0)
+        return LLM_SUCCESS;
+    serve->lease =
+        lli_leases_enter(serve->link->node->registry, lease, cache, first, last - first + 1);
+    if (serve->lease == NULL) {
+        snprintf(why, why_size,
+                 "generation %llu is not that of cache %lld, nor of a lease on those blocks",
+                 (unsigned long long)lease, (long long)cache->id);
+        return LLM_CACHE_STALE;
+    }
+    return LLM_SUCCESS;
+}
+
+// By id or by key.
+static llm_status
+find_cache(struct serve *serve, char *why, size_t why_size)
+{
+    struct lli_node *node = serve->link->node;
+    struct lli_cache *cache;
+    uint64_t lease;
+    llm_status status = lli_answer_find(node, &serve->request, &cache, &lease, why, why_size);
+    if (status != LLM_SUCCESS)
+        return status;
+    serve->only_cache = cache;
+    serve->num_caches = 1;
+    serve->stride = cache->geometry.stride;
+    serve->num_devices = cache->num_devices;
+    status = lli_request_check(&serve->request, &cache->geometry, why, why_size);
+    if (status == LLM_SUCCESS)
+        status = enter_lease(serve, cache, lease, why, why_size);
+    if (status == LLM_SUCCESS)
+        status = find_tensors(serve, cache, why, why_size);
+    serve->tell_when_done = serve->request.kind == LLI_REQUEST_SLOT && !serve->request.push &&
+                            lli_keys_slot_has_request(node->registry, cache, serve->request.slot);
+    return status;
+}
+
+// The bytes behind an address that a push touches; false if they are more than can be counted.
+static bool
+find_span(const struct lli_request *request, uint64_t *ret_bytes)
+{
+    uint64_t end = 0;
+    if (request->kind == LLI_REQUEST_SLOT) {
+        *ret_bytes = request->bytes;
+        return true;
+    }
+    for (size_t i = 0; i < request->num_runs; i++) {
+        uint64_t run_end;
+        if (lli_add_overflow(request->runs[i].first, request->runs[i].count, &run_end))
+            return false;
+        end = lli_max(end, run_end);
+    }
+    return !lli_mul_overflow(end, request->stride, ret_bytes);
+}
+
+// As many as there were bytes for in the message.
+static llm_status
+find_addresses(struct serve *serve, char *why, size_t why_size)
+{
+    struct lli_registry *registry = serve->link->node->registry;
+    const struct lli_request *request = &serve->request;
+    uint64_t bytes = UINT64_MAX;
+    bool known = find_span(request, &bytes);
+    struct lli_cache **caches = lli_calloc(request->num_tensors, sizeof(struct lli_cache *));
+    serve->tensors = lli_malloc(request->num_tensors * sizeof(*serve->tensors));
+    if (caches != NULL)
+        serve->caches = caches;
+    if (caches == NULL || serve->tensors == NULL)
+        return no_memory(why, why_size);
+    serve->request.slot = serve->request.offset = 0;
+    serve->stride = request->stride;
+    serve->num_devices = 1;
+    for (uint32_t i = 0; i < request->num_tensors; i++) {
+        struct lli_cache *cache =
+            known ? lli_registry_hold_range(registry, request->addresses[i], bytes) : NULL;
+        if (cache == NULL) {
+            snprintf(why, why_size, "no cache there holds the %llu bytes at address %#llx",
+                     (unsigned long long)bytes, (unsigned long long)request->addresses[i]);
+            return LLM_PARAM_INVALID;
+        }
+        serve->caches[serve->num_caches++] = cache;
+        serve->tensors[i] = request->addresses[i];
+    }
+    return LLM_SUCCESS;
+}
+
 // Takes up a request.  On failure the caller answers.
 static llm_status
 begin(struct serve *serve, char *why, size_t why_size)
 {
     struct lli_link *link = serve->link;
-    serve->cache = lli_registry_hold(link->node->registry, serve->request.cache_id);
-    if (serve->cache == NULL) {
-        snprintf(why, why_size, "cluster %llu has no cache with id %lld",
-                 (unsigned long long)link->node->identity.cluster_id,
-                 (long long)serve->request.cache_id);
-        return LLM_KV_CACHE_NOT_EXIST;
-    }
+    llm_status status = serve->request.by == LLI_BY_ADDRESS ? find_addresses(serve, why, why_size)
+                                                            : find_cache(serve, why, why_size);
+    if (status != LLM_SUCCESS)
+        return status;
     if (serve->request.notification_bytes > 0 &&
         !lli_notifications_have_room(link->node->notifications)) {
         snprintf(why, why_size, "its application doesn't poll its notifications");
         return LLM_LINK_BUSY;
-    }
-    llm_status status = lli_request_check(&serve->request, &serve->cache->geometry, why, why_size);
-    if (status != LLM_SUCCESS)
-        return status;
-    status = find_tensors(serve);
-    if (status != LLM_SUCCESS) {
-        snprintf(why, why_size, "the peer is out of memory");
-        return status;
     }
     return serve->request.fetch ? begin_fetch(serve, why, why_size)
                                 : begin_stream(serve, why, why_size);
@@ -269,10 +395,11 @@ take_request(struct lli_link *link, const struct lli_message_header *header,
     }
     lli_list_init(&serve->node);
     serve->link = link;
+    serve->caches = &serve->only_cache;
     serve->id = header->transfer_id;
     // Only what is pushed is fetched: a pull must not write here.
     if (!lli_request_read(body, header->type == LLI_PUSH, &serve->request) ||
-        (serve->request.fetch && !serve->request.push)) {
+        ((serve->request.fetch || serve->request.by == LLI_BY_ADDRESS) && !serve->request.push)) {
         free_serve(serve);
         return false;
     }
@@ -333,14 +460,41 @@ lli_serves_message(struct lli_link *link, const struct lli_message_header *heade
     }
 }
 
+// What a push has brought so far, for whoever goes on with it.
+static void
+keep_cut(struct serve *serve)
+{
+    uint64_t arrived = 0;
+    if (serve->in_stream)
+        arrived = serve->job.arrived;
+    else if (serve->fetching && lli_source_is_good(&serve->copy.source))
+        arrived = serve->copy.copy.position;
+    if (serve->request.push && serve->num_caches == 1 && arrived > 0)
+        lli_cuts_add(serve->link->node, serve->link->peer.incarnation, serve->id,
+                     serve->caches[0]->generation, arrived);
+}
+
 void
 lli_serves_broken(struct lli_link *link)
 {
-    LLI_LIST_FOR(node, &link->serves)
-        free_serve(LLI_LIST_ENTRY(node, struct serve, node));
+    LLI_LIST_FOR(node, &link->serves) {
+        struct serve *serve = LLI_LIST_ENTRY(node, struct serve, node);
+        keep_cut(serve);
+        free_serve(serve);
+    }
 }
 
 // ---- time ----
+
+static bool
+is_overdue(const struct serve *serve)
+{
+    for (size_t i = 0; i < serve->num_caches; i++) {
+        if (atomic_load(&serve->caches[i]->overdue))
+            return true;
+    }
+    return serve->lease != NULL && lli_leases_is_overdue(serve->lease);
+}
 
 static struct serve *
 find_overdue(struct lli_node *node)
@@ -351,7 +505,7 @@ find_overdue(struct lli_node *node)
         struct lli_link *link = LLI_LIST_ENTRY(item, struct lli_link, in_table);
         LLI_LIST_FOR(inner, &link->serves) {
             struct serve *serve = LLI_LIST_ENTRY(inner, struct serve, node);
-            if (atomic_load(&serve->cache->overdue))
+            if (is_overdue(serve))
                 found = serve;
         }
     }
@@ -367,21 +521,24 @@ give_up(struct serve *serve)
     if (serve->in_stream && !serve->request.push && serve->job.num_frames > 0) {
         // A frame that has begun can't be taken back, and the peer doesn't read it.
         snprintf(why, sizeof(why),
-                 "cache %lld was unregistered, and the peer takes too long to read the rest of it",
-                 (long long)serve->cache->id);
+                 "cache %lld was unregistered, or its lease has ended, and the peer takes too long "
+                 "to read the rest of it",
+                 (long long)serve->caches[0]->id);
         lli_link_break(link, LLM_FAILED, why);
         return;
     }
-    snprintf(why, sizeof(why), "cluster %llu unregistered the cache during the transfer",
+    llm_status status = serve->request.generation != 0 ? LLM_CACHE_STALE : LLM_KV_CACHE_NOT_EXIST;
+    snprintf(why, sizeof(why),
+             "cluster %llu unregistered the cache, or ended its lease, during the transfer",
              (unsigned long long)link->node->identity.cluster_id);
     if (serve->in_stream && !serve->request.push) {
-        lli_link_send_outcome(link, LLI_RESULT, serve->id, LLM_KV_CACHE_NOT_EXIST, why);
+        lli_link_send_outcome(link, LLI_RESULT, serve->id, status, why);
         lli_stream_cancel_send(&link->stream, &serve->job);
         return;
     }
     if (serve->in_stream)
         lli_stream_cancel_receive(&link->stream, &serve->job);
-    finish(serve, LLM_KV_CACHE_NOT_EXIST, why);
+    finish(serve, status, why);
 }
 
 void

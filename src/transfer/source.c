@@ -13,51 +13,91 @@ is_sound(const struct lli_geometry *geometry)
            slots_bytes <= geometry->tensor_bytes;
 }
 
-bool
-lli_source_needs_owner(struct lli_link *link, int64_t cache_id)
+static bool
+find_cache(const struct lli_segment_layout *peer, const struct lli_request *request,
+           struct lli_source_cache *source)
 {
-    struct lli_remote_cache remote;
-    return !link->view->can_read && lli_segment_find(link->view->segment, cache_id, &remote) &&
-           (remote.flags & LLI_ENTRY_REGISTERED) != 0;
+    source->slot = request->slot;
+    if (request->by == LLI_BY_KEY)
+        return lli_names_find_key(peer, &request->key, &source->remote, &source->slot);
+    return lli_segment_find(peer, request->cache_id, &source->remote);
 }
 
-static llm_status
-find(struct lli_link *link, const struct lli_request *request, struct lli_remote_cache *ret_remote,
-     char *why, size_t why_size)
+// A generation that isn't the cache's is that of a lease on it.
+static bool
+find_lease(const struct lli_segment_layout *peer, const struct lli_request *request,
+           struct lli_source_cache *source)
+{
+    struct lli_lease_range range;
+    struct lli_request at = *request;
+    if (request->generation == 0 || request->generation == source->remote.generation)
+        return true;
+    source->lease = request->generation;
+    at.slot = source->slot;
+    return lli_names_find_lease(peer, source->lease, &range, &source->lease_entry) &&
+           range.generation == source->remote.generation && lli_request_is_within(&at, &range);
+}
+
+llm_status
+lli_source_find(struct lli_link *link, const struct lli_request *request,
+                struct lli_source_cache *ret_source, char *why, size_t why_size)
 {
     unsigned long long cluster_id = link->peer.cluster_id;
-    if (!lli_segment_find(link->view->segment, request->cache_id, ret_remote)) {
-        snprintf(why, why_size, "cluster %llu has no cache with id %lld", cluster_id,
-                 (long long)request->cache_id);
-        return LLM_KV_CACHE_NOT_EXIST;
+    char what[96];
+    *ret_source = (struct lli_source_cache){
+        .link = link,
+        .named_generation = request->generation != 0,
+        .first_tensor = request->first_tensor,
+        .num_tensors = request->num_tensors,
+        .reader_slot = -1,
+    };
+    lli_request_describe(request, what, sizeof(what));
+    if (!find_cache(link->view->segment, request, ret_source)) {
+        snprintf(why, why_size, "cluster %llu has no %s", cluster_id, what);
+        return request->generation != 0 ? LLM_CACHE_STALE : LLM_KV_CACHE_NOT_EXIST;
     }
-    if (!is_sound(&ret_remote->geometry)) {
-        snprintf(why, why_size, "cluster %llu describes its cache %lld in contradictions",
-                 cluster_id, (long long)request->cache_id);
+    if (!is_sound(&ret_source->remote.geometry)) {
+        snprintf(why, why_size, "cluster %llu describes its %s in contradictions", cluster_id,
+                 what);
         return LLM_FAILED;
     }
-    if ((ret_remote->flags & LLI_ENTRY_REGISTERED) != 0 && !link->view->can_read) {
-        snprintf(why, why_size, "the registered memory of cluster %llu can't be read from here",
-                 cluster_id);
-        return LLM_FAILED;
+    if (!find_lease(link->view->segment, request, ret_source)) {
+        snprintf(why, why_size,
+                 "generation %llu is not that of cluster %llu's %s, nor of a lease on those blocks",
+                 (unsigned long long)request->generation, cluster_id, what);
+        return LLM_CACHE_STALE;
     }
-    return lli_request_check(request, &ret_remote->geometry, why, why_size);
+    return LLM_SUCCESS;
+}
+
+bool
+lli_source_needs_owner(struct lli_link *link, const struct lli_request *request)
+{
+    struct lli_source_cache source;
+    return !link->view->can_read && find_cache(link->view->segment, request, &source) &&
+           (source.remote.flags & LLI_ENTRY_REGISTERED) != 0;
 }
 
 llm_status
 lli_source_open(struct lli_link *link, const struct lli_request *request,
                 struct lli_source_cache *ret_source, char *why, size_t why_size)
 {
-    struct lli_source_cache source = {
-        .link = link,
-        .first_tensor = request->first_tensor,
-        .num_tensors = request->num_tensors,
-        .reader_slot = -1,
-    };
-    llm_status status = find(link, request, &source.remote, why, why_size);
+    struct lli_source_cache source;
+    llm_status status = lli_source_find(link, request, &source, why, why_size);
     if (status != LLM_SUCCESS)
         return status;
-    if ((source.remote.flags & LLI_ENTRY_REGISTERED) != 0 && !link->view->same_process)
+    bool registered = (source.remote.flags & LLI_ENTRY_REGISTERED) != 0;
+    if (registered && !link->view->can_read) {
+        snprintf(why, why_size, "the registered memory of cluster %llu can't be read from here",
+                 (unsigned long long)link->peer.cluster_id);
+        return LLM_FAILED;
+    }
+    struct lli_request at = *request;
+    at.slot = source.slot;
+    status = lli_request_check(&at, &source.remote.geometry, why, why_size);
+    if (status != LLM_SUCCESS)
+        return status;
+    if (registered && !link->view->same_process)
         source.pid = link->view->pid;
     source.tensors = lli_malloc((size_t)request->num_tensors * link->view->num_devices *
                                 sizeof(*source.tensors));
@@ -69,20 +109,45 @@ lli_source_open(struct lli_link *link, const struct lli_request *request,
     return LLM_SUCCESS;
 }
 
+static llm_status
+gone(const struct lli_source_cache *source)
+{
+    return source->named_generation ? LLM_CACHE_STALE : LLM_KV_CACHE_NOT_EXIST;
+}
+
+static bool
+still_live(const struct lli_source_cache *source)
+{
+    const struct lli_segment_layout *peer = source->link->view->segment;
+    return lli_segment_still_live(peer, &source->remote) &&
+           (source->lease == 0 ||
+            lli_names_lease_still_live(peer, source->lease, source->lease_entry));
+}
+
+static bool
+still_same(const struct lli_source_cache *source)
+{
+    const struct lli_segment_layout *peer = source->link->view->segment;
+    return lli_segment_still_same(peer, &source->remote) &&
+           (source->lease == 0 ||
+            lli_names_lease_still_same(peer, source->lease, source->lease_entry));
+}
+
 llm_status
 lli_source_enter(struct lli_source_cache *source, char *why, size_t why_size)
 {
     struct lli_link *link = source->link;
     unsigned long long cluster_id = link->peer.cluster_id;
     source->reader_slot = lli_segment_reader_enter(link->node->segment, link->peer.incarnation,
-                                                   source->remote.generation);
+                                                   source->remote.generation, source->lease);
     if (source->reader_slot < 0) {
         snprintf(why, why_size, "%d copies are running at once", LLI_NUM_READER_SLOTS);
         return LLM_LINK_BUSY;
     }
-    if (!lli_segment_still_live(link->view->segment, &source->remote)) {
-        snprintf(why, why_size, "cluster %llu has just freed the cache", cluster_id);
-        return LLM_KV_CACHE_NOT_EXIST;
+    if (!still_live(source)) {
+        snprintf(why, why_size, "cluster %llu has just freed the cache, or ended its lease",
+                 cluster_id);
+        return gone(source);
     }
     if (!lli_view_resolve(link->view, &source->remote, source->first_tensor, source->num_tensors,
                           source->tensors)) {
@@ -92,12 +157,18 @@ lli_source_enter(struct lli_source_cache *source, char *why, size_t why_size)
     return LLM_SUCCESS;
 }
 
+bool
+lli_source_is_good(const struct lli_source_cache *source)
+{
+    return source->reader_slot >= 0 && still_same(source) && lli_view_is_alive(source->link->view);
+}
+
 static llm_status
 check_after(const struct lli_source_cache *source, int error, char *why, size_t why_size)
 {
     struct lli_link *link = source->link;
     unsigned long long cluster_id = link->peer.cluster_id;
-    bool same = lli_segment_still_same(link->view->segment, &source->remote);
+    bool same = still_same(source);
     // What the dead have left is mapped here still, and may be stale: another process may have their
     // cluster id and cache ids by now, or their process number.
     if (!lli_view_is_alive(link->view)) {
@@ -105,8 +176,10 @@ check_after(const struct lli_source_cache *source, int error, char *why, size_t 
         return LLM_FAILED;
     }
     if (!same) {
-        snprintf(why, why_size, "cluster %llu freed the cache during the transfer", cluster_id);
-        return LLM_KV_CACHE_NOT_EXIST;
+        snprintf(why, why_size,
+                 "cluster %llu freed the cache, or ended its lease, during the transfer",
+                 cluster_id);
+        return gone(source);
     }
     if (error != 0) {
         snprintf(why, why_size, "the registered memory of cluster %llu can't be read: %s",

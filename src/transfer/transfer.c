@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/os.h"
+#include "transfer/ask.h"
 #include "transfer/copies.h"
 #include "transfer/pull_here.h"
 
@@ -17,10 +18,15 @@ struct transfer {
     struct lli_link *link;   // acquired, until it has ended
     struct lli_cache *cache; // held, likewise
     bool push;
-    bool started; // somebody may wait for the eventfd
-    bool copying; // a pull on one host, in portions
+    bool started;    // somebody may wait for the eventfd
+    bool copying;    // a pull on one host, in portions
+    bool asks_first; // what the peer has decides what is asked for
     uint64_t deadline_ns;
     struct lli_request request;
+    uint64_t bytes_min;  // of a slot whose length only the peer knows; 0: it is request.bytes
+    uint64_t generation; // of the peer's cache, if it is known
+    bool slot_has_request;
+    bool resumes;         // `progress` was given
     struct lli_plan plan; // this side, or both when copying
     uintptr_t *tensors;   // this side
     struct lli_task start;
@@ -30,8 +36,10 @@ struct transfer {
     // The loop's thread.
     struct lli_stream_job job;
     struct lli_copy_job copy;
+    struct lli_ask ask;
     bool in_stream;
     bool in_copies;
+    bool asking; // `ask` is under way
     bool ended;
     bool cancelled;
     llm_status cancel_status;
@@ -43,8 +51,9 @@ struct transfer {
 
     pthread_mutex_t lock;
     pthread_cond_t ended_cond;
-    bool done;         // guarded by lock
-    llm_status status; // guarded by lock
+    bool done;             // guarded by lock
+    llm_status status;     // guarded by lock
+    llm_progress progress; // guarded by lock
     char text[LLI_REASON_BYTES];
 };
 
@@ -71,12 +80,24 @@ let_go(struct transfer *t)
     lli_links_release(t->link);
 }
 
-static void
-announce_end(struct lli_node *node)
+void
+lli_transfer_announce_end(struct lli_node *node)
 {
     uint64_t one = 1;
     ssize_t written = write(node->transfer_fd, &one, sizeof(one));
     (void)written; // fails only when it is readable anyway
+}
+
+// All bytes before `position` have arrived.
+static void
+note_progress(struct transfer *t, uint64_t position)
+{
+    pthread_mutex_lock(&t->lock);
+    if (position > t->progress.bytes_arrived) {
+        t->progress.bytes_moved += position - t->progress.bytes_arrived;
+        t->progress.bytes_arrived = position;
+    }
+    pthread_mutex_unlock(&t->lock);
 }
 
 // The one end.
@@ -86,6 +107,11 @@ end(struct transfer *t, llm_status status, const char *text)
     struct lli_node *node = t->link->node;
     lli_list_remove(&t->node);
     t->ended = true;
+    if (t->asking)
+        lli_ask_forget(&t->ask);
+    t->asking = false;
+    if (status == LLM_SUCCESS)
+        note_progress(t, t->plan.total_bytes);
     if (status == LLM_SUCCESS && t->notification != NULL)
         lli_link_send(t->link, LLI_NOTIFY, 0, t->notification, t->notification_bytes);
     // The text may be the link's, which may not outlive its last transfer.
@@ -97,7 +123,7 @@ end(struct transfer *t, llm_status status, const char *text)
     pthread_cond_broadcast(&t->ended_cond);
     pthread_mutex_unlock(&t->lock);
     if (t->started)
-        announce_end(node);
+        lli_transfer_announce_end(node);
     put(t);
 }
 
@@ -116,12 +142,40 @@ stop_and_end(struct transfer *t, llm_status status, const char *text)
     if (t->in_stream) {
         t->in_stream = false;
         lli_stream_cancel_receive(&t->link->stream, &t->job);
+        note_progress(t, t->job.arrived);
     }
     if (t->in_copies) {
         t->in_copies = false;
-        lli_copies_cancel(&t->copy);
+        if (lli_copies_cancel(&t->copy))
+            note_progress(t, t->copy.copy.position);
     }
     end(t, status, text);
+}
+
+// ---- the owner learns that a pull has arrived ----
+
+static void
+owner_told(struct lli_ask *ask, llm_status status, const char *text,
+           const struct lli_answer *answer)
+{
+    struct transfer *t = LLI_CONTAINER_OF(ask, struct transfer, ask);
+    (void)answer;
+    t->asking = false;
+    end(t, status, text);
+}
+
+static void
+tell_owner_and_end(struct transfer *t)
+{
+    note_progress(t, t->plan.total_bytes);
+    if (!lli_describe_tells(&t->request, t->slot_has_request)) {
+        end(t, LLM_SUCCESS, "");
+        return;
+    }
+    struct lli_request done = lli_describe_done(&t->request, t->generation);
+    t->asking = true;
+    t->ask.answered = owner_told;
+    lli_ask_send(t->link, &t->ask, LLI_DONE, &done);
 }
 
 static void
@@ -129,9 +183,10 @@ stream_done(struct lli_stream_job *job)
 {
     struct transfer *t = LLI_CONTAINER_OF(job, struct transfer, job);
     t->in_stream = false;
-    if (!t->push)
-        end(t, LLM_SUCCESS, "");
-    else if (t->leaving)
+    if (!t->push) {
+        t->slot_has_request |= (t->job.flags & LLI_FLAG_TELL_WHEN_DONE) != 0;
+        tell_owner_and_end(t);
+    } else if (t->leaving)
         end(t, t->leaving_status, t->leaving_text);
     // Otherwise the bytes have left, or no more will; the peer will say what became of them.
 }
@@ -141,7 +196,10 @@ copy_done(struct lli_copy_job *job, llm_status status, const char *text)
 {
     struct transfer *t = LLI_CONTAINER_OF(job, struct transfer, copy);
     t->in_copies = false;
-    end(t, status, text);
+    if (status == LLM_SUCCESS)
+        tell_owner_and_end(t);
+    else
+        end(t, status, text);
 }
 
 static void
@@ -152,6 +210,7 @@ join_stream(struct transfer *t)
         .plan = &t->plan,
         .tensors = t->tensors,
         .is_source = t->push,
+        .start_position = t->request.start_position,
         .done = stream_done,
     };
     lli_list_init(&t->job.node);
@@ -160,6 +219,12 @@ join_stream(struct transfer *t)
         lli_stream_send(&t->link->stream, &t->job);
     else
         lli_stream_receive(&t->link->stream, &t->job);
+}
+
+static uint64_t
+bytes_to_move(const struct transfer *t)
+{
+    return t->plan.total_bytes - t->request.start_position;
 }
 
 static void
@@ -177,10 +242,81 @@ send_request(struct transfer *t)
     lli_writer_init(&w, bytes, bytes_max);
     lli_request_write(&w, &t->request);
     // The peer's bytes may arrive as soon as it has the request.
-    if (!t->push && t->plan.total_bytes > 0)
+    if (!t->push && bytes_to_move(t) > 0)
         join_stream(t);
     lli_link_send(t->link, t->push ? LLI_PUSH : LLI_PULL, t->id, bytes, w.size);
     lli_free(bytes);
+}
+
+// ---- the peer is asked first ----
+
+// What the peer has decides how much moves.
+static llm_status
+take_length(struct transfer *t, const struct lli_answer *answer, char *why, size_t why_size)
+{
+    if (t->bytes_min == 0)
+        return LLM_SUCCESS;
+    uint64_t offset = t->request.offset;
+    uint64_t left = offset < answer->stride ? answer->stride - offset : 0;
+    if (left < t->bytes_min) {
+        snprintf(why, why_size, "the remote slot has %llu bytes from offset %llu on, expected %llu",
+                 (unsigned long long)left, (unsigned long long)offset,
+                 (unsigned long long)t->bytes_min);
+        return LLM_PARAM_INVALID;
+    }
+    t->request.bytes = lli_min(t->request.bytes, left);
+    lli_plan_truncate(&t->plan, t->request.bytes);
+    return LLM_SUCCESS;
+}
+
+static llm_status
+resume(struct transfer *t, const struct lli_answer *answer, char *why, size_t why_size)
+{
+    if (!t->resumes)
+        return LLM_SUCCESS;
+    pthread_mutex_lock(&t->lock);
+    llm_status status =
+        lli_describe_resume(&t->progress, answer->generation, t->plan.total_bytes, why, why_size);
+    // Of a push the peer knows best what has arrived.
+    if (status == LLM_SUCCESS && t->push)
+        t->progress.bytes_arrived =
+            lli_min(lli_max(t->progress.bytes_arrived, answer->bytes_arrived), t->plan.total_bytes);
+    t->progress.token = t->push ? t->id : 0;
+    t->request.start_position = t->progress.bytes_arrived;
+    pthread_mutex_unlock(&t->lock);
+    if (t->request.generation == 0)
+        t->request.generation = answer->generation;
+    return status;
+}
+
+static void
+peer_answered(struct lli_ask *ask, llm_status status, const char *text,
+              const struct lli_answer *answer)
+{
+    struct transfer *t = LLI_CONTAINER_OF(ask, struct transfer, ask);
+    char why[LLI_REASON_BYTES];
+    snprintf(why, sizeof(why), "%s", text);
+    t->asking = false;
+    if (status == LLM_SUCCESS)
+        status = take_length(t, answer, why, sizeof(why));
+    if (status == LLM_SUCCESS)
+        status = resume(t, answer, why, sizeof(why));
+    if (status != LLM_SUCCESS) {
+        end(t, status, why);
+        return;
+    }
+    t->generation = answer->generation;
+    t->slot_has_request = answer->slot_has_request;
+    send_request(t);
+}
+
+static void
+ask_peer(struct transfer *t)
+{
+    t->request.token = t->progress.token;
+    t->asking = true;
+    t->ask.answered = peer_answered;
+    lli_ask_send(t->link, &t->ask, LLI_QUERY, &t->request);
 }
 
 static void
@@ -190,11 +326,13 @@ begin(struct lli_task *task)
     lli_list_append(&t->link->transfers, &t->node);
     if (lli_link_is_broken(t->link)) {
         if (t->copying)
-            lli_copies_cancel(&t->copy);
+            (void)lli_copies_cancel(&t->copy);
         end(t, t->link->broken_status, t->link->broken_reason);
     } else if (t->copying) {
         t->in_copies = true;
-        lli_copies_add(t->link->node, &t->copy, &t->plan, t->tensors);
+        lli_copies_add(t->link->node, &t->copy, &t->plan, t->tensors, t->request.start_position);
+    } else if (t->asks_first) {
+        ask_peer(t);
     } else {
         send_request(t);
     }
@@ -209,9 +347,10 @@ cancel_here(struct transfer *t, llm_status status)
     t->cancelled = true;
     t->cancel_status = status;
     t->cancelled_tick = t->link->node->tick;
-    if (!t->copying)
+    bool asked = !t->copying && !t->asking;
+    if (asked)
         lli_link_send(t->link, LLI_CANCEL, t->id, NULL, 0);
-    if (!t->push)
+    if (!t->push || !asked)
         stop_and_end(t, status,
                      status == LLM_TRANSFER_CANCELLED ? "it was cancelled" : "the time was up");
     else if (t->in_stream)
@@ -247,16 +386,19 @@ static bool
 on_result(struct transfer *t, const struct lli_outcome *outcome)
 {
     // Success of a push means that all bytes have landed, so all have left; a pull counts its bytes.
-    if (outcome->status == LLM_SUCCESS && (t->push ? t->in_stream : t->plan.total_bytes > 0))
+    if (outcome->status == LLM_SUCCESS && (t->push ? t->in_stream : bytes_to_move(t) > 0))
         return false;
-    stop_and_end(t, outcome->status, outcome->text);
+    if (outcome->status == LLM_SUCCESS && !t->push)
+        tell_owner_and_end(t);
+    else
+        stop_and_end(t, outcome->status, outcome->text);
     return true;
 }
 
 static bool
 on_accepted(struct transfer *t)
 {
-    if (!t->push || t->request.fetch || t->job.plan != NULL || t->plan.total_bytes == 0)
+    if (!t->push || t->request.fetch || t->job.plan != NULL || bytes_to_move(t) == 0)
         return false;
     if (!t->cancelled)
         join_stream(t);
@@ -274,6 +416,9 @@ lli_transfers_message(struct lli_link *link, const struct lli_message_header *he
     // It may have been cancelled a moment ago.
     if (t == NULL)
         return true;
+    // It has not been asked for yet, or has arrived.
+    if (t->asking)
+        return false;
     switch (header->type) {
     case LLI_PUSH_ACCEPTED:
         return on_accepted(t);
@@ -294,9 +439,11 @@ lli_transfers_broken(struct lli_link *link, llm_status status)
 {
     LLI_LIST_FOR(node, &link->transfers) {
         struct transfer *t = LLI_LIST_ENTRY(node, struct transfer, node);
-        if (t->in_copies)
-            lli_copies_cancel(&t->copy);
-        t->in_copies = false;
+        if (t->in_copies && lli_copies_cancel(&t->copy))
+            note_progress(t, t->copy.copy.position);
+        if (t->in_stream && !t->push)
+            note_progress(t, t->job.arrived);
+        t->in_copies = t->in_stream = false;
         end(t, t->cancelled ? t->cancel_status : status, link->broken_reason);
     }
 }
@@ -348,14 +495,26 @@ peer_can_fetch(const struct lli_link *link, const struct lli_transfer_args *args
 static bool
 can_copy(struct lli_link *link, const struct lli_transfer_args *args)
 {
-    return !args->push && link->view != NULL &&
-           !lli_source_needs_owner(link, args->remote_cache_id);
+    struct lli_request names = lli_describe_names(args);
+    return !args->push && link->view != NULL && !lli_source_needs_owner(link, &names);
 }
 
 static llm_status
 no_memory(void)
 {
     return lli_fail(LLM_OUT_OF_MEMORY, "transfer", "no memory to describe the transfer");
+}
+
+static llm_status
+resume_copy(struct transfer *t, const struct lli_transfer_args *args)
+{
+    char why[LLI_REASON_BYTES];
+    if (!t->resumes)
+        return LLM_SUCCESS;
+    llm_status status =
+        lli_describe_resume(&t->progress, t->generation, t->plan.total_bytes, why, sizeof(why));
+    t->request.start_position = t->progress.bytes_arrived;
+    return status == LLM_SUCCESS ? status : lli_describe_failure(args, status, why);
 }
 
 static llm_status
@@ -366,7 +525,13 @@ prepare_copy(struct transfer *t, const struct lli_transfer_args *args)
     lli_list_init(&t->copy.node);
     t->copy.done = copy_done;
     t->copying = true;
-    llm_status status = lli_describe_pull(args, &t->copy.source.remote.geometry, &t->plan);
+    t->request = lli_describe_names(args);
+    t->request.slot = t->copy.source.slot;
+    t->generation = t->copy.source.remote.generation;
+    t->slot_has_request = (t->copy.source.remote.flags & LLI_ENTRY_HAS_REQUESTS) != 0;
+    llm_status status = lli_describe_pull(args, &t->copy.source, &t->plan);
+    if (status == LLM_SUCCESS)
+        status = resume_copy(t, args);
     if (status == LLM_SUCCESS)
         status = lli_describe_tensors(args, &t->tensors);
     if (status != LLM_SUCCESS)
@@ -378,14 +543,18 @@ static llm_status
 prepare_conversation(struct transfer *t, const struct lli_transfer_args *args)
 {
     LLI_TRY(lli_describe_request(args, &t->request));
+    t->bytes_min = args->bytes_min;
+    // A key must lead to the same cache until the owner is told.
+    t->asks_first = t->resumes || t->bytes_min != 0 ||
+                    (args->by == LLI_BY_KEY && lli_describe_tells(&t->request, false));
+    LLI_TRY(lli_describe_side(args, &t->plan));
     if (args->push) {
         t->request.notification = args->notification;
         t->request.notification_bytes = (uint32_t)args->notification_bytes;
         if (peer_can_fetch(t->link, args))
             return lli_describe_fetch(args, &t->request);
     }
-    LLI_TRY(lli_describe_tensors(args, &t->tensors));
-    return lli_describe_side(args, &t->plan);
+    return lli_describe_tensors(args, &t->tensors);
 }
 
 // A push carries its notification with the request, which outlives the caller's argument.
@@ -441,6 +610,12 @@ new_transfer(struct lli_link *link, const struct lli_transfer_args *args, bool s
     t->started = started;
     t->deadline_ns = args->deadline_ns;
     t->start.run = begin;
+    lli_list_init(&t->ask.node);
+    if (args->progress != NULL) {
+        t->resumes = true;
+        t->progress = *args->progress;
+        t->progress.bytes_moved = 0;
+    }
     // The two ends of a link number their transfers apart.
     t->id =
         (atomic_fetch_add(&link->node->next_transfer, 1) + 1) * 2 + (link->connected_by_us ? 1 : 0);
@@ -495,6 +670,8 @@ converse(struct lli_node *node, struct lli_link *link, const struct lli_transfer
     llm_status status = t->status;
     if (status != LLM_SUCCESS)
         lli_describe_failure(args, status, t->text);
+    if (args->progress != NULL)
+        *args->progress = t->progress;
     put(t);
     return status;
 }
@@ -509,6 +686,52 @@ lli_transfer_run(struct lli_node *node, const struct lli_transfer_args *args)
     llm_status status = lli_pull_here(link, args);
     lli_links_release(link);
     return status;
+}
+
+// ---- asking alone ----
+
+static llm_status
+look_into_directory(struct lli_link *link, const struct lli_request *request,
+                    struct lli_answer *ret_answer, char *why, size_t why_size)
+{
+    struct lli_source_cache source;
+    llm_status status = lli_source_find(link, request, &source, why, why_size);
+    if (status != LLM_SUCCESS)
+        return status;
+    if (!lli_view_is_alive(link->view)) {
+        snprintf(why, why_size, "the peer has died");
+        return LLM_FAILED;
+    }
+    *ret_answer = (struct lli_answer){
+        .cache_id = source.remote.cache_id,
+        .slot = source.slot,
+        .placement = source.remote.geometry.placement,
+        .num_tensors = source.remote.geometry.num_tensors,
+        .registered = (source.remote.flags & LLI_ENTRY_REGISTERED) != 0,
+        .num_slots = source.remote.geometry.num_slots,
+        .stride = source.remote.geometry.stride,
+        .tensor_bytes = source.remote.geometry.tensor_bytes,
+        .generation = source.remote.generation,
+    };
+    return LLM_SUCCESS;
+}
+
+llm_status
+lli_transfer_query(struct lli_node *node, uint64_t cluster_id, const struct lli_request *request,
+                   uint64_t deadline_ns, struct lli_answer *ret_answer)
+{
+    struct lli_link *link;
+    char why[LLI_REASON_BYTES];
+    LLI_TRY(lli_links_acquire(node, cluster_id, &link));
+    llm_status status =
+        link->view != NULL
+            ? look_into_directory(link, request, ret_answer, why, sizeof(why))
+            : lli_ask_and_wait(link, LLI_QUERY, request, deadline_ns, ret_answer, why, sizeof(why));
+    lli_links_release(link);
+    if (status != LLM_SUCCESS)
+        return lli_fail(status, "transfer", "query of cluster %llu: %s",
+                        (unsigned long long)cluster_id, why);
+    return LLM_SUCCESS;
 }
 
 llm_status
@@ -558,6 +781,17 @@ find_started(struct lli_node *node, uint64_t id, bool take, struct transfer **re
     return LLM_SUCCESS;
 }
 
+// How far the loop's thread has come with what is under way.
+static void
+look_at_progress(void *arg)
+{
+    struct transfer *t = arg;
+    if (t->in_stream && !t->push)
+        note_progress(t, t->job.arrived);
+    if (t->in_copies && lli_source_is_good(&t->copy.source))
+        note_progress(t, t->copy.copy.position);
+}
+
 llm_status
 lli_transfer_wait(struct lli_node *node, uint64_t transfer_id, uint64_t deadline_ns)
 {
@@ -571,6 +805,21 @@ lli_transfer_wait(struct lli_node *node, uint64_t transfer_id, uint64_t deadline
     }
     put(t);
     return status;
+}
+
+llm_status
+lli_transfer_get_progress(struct lli_node *node, uint64_t transfer_id, llm_progress *ret_progress)
+{
+    struct transfer *t;
+    LLI_TRY(find_started(node, transfer_id, false, &t));
+    lli_loop_call(node->loop, look_at_progress, t);
+    pthread_mutex_lock(&t->lock);
+    *ret_progress = t->progress;
+    if (ret_progress->total_bytes == 0)
+        ret_progress->total_bytes = t->plan.total_bytes;
+    pthread_mutex_unlock(&t->lock);
+    put(t);
+    return LLM_SUCCESS;
 }
 
 llm_status

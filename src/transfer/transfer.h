@@ -15,12 +15,22 @@ llm_status lli_transfer_run(struct lli_node *node, const struct lli_transfer_arg
 llm_status lli_transfer_start(struct lli_node *node, const struct lli_transfer_args *args,
                               uint64_t *ret_transfer_id);
 
+// What a linked peer has under the name that the request gives.
+llm_status lli_transfer_query(struct lli_node *node, uint64_t cluster_id,
+                              const struct lli_request *request, uint64_t deadline_ns,
+                              struct lli_answer *ret_answer);
+
 // Of a started transfer, by name; LLM_PARAM_INVALID if there is none.  [any thread but the loop's]
 llm_status lli_transfer_wait(struct lli_node *node, uint64_t transfer_id, uint64_t deadline_ns);
+llm_status lli_transfer_get_progress(struct lli_node *node, uint64_t transfer_id,
+                                     llm_progress *ret_progress);
 llm_status lli_transfer_cancel(struct lli_node *node, uint64_t transfer_id);
 llm_status lli_transfer_release(struct lli_node *node, uint64_t transfer_id);
 // Releases all of them; their links are gone.
 void lli_transfers_release_all(struct lli_node *node);
+
+// Makes the eventfd readable: something that was begun has ended.  [any thread]
+void lli_transfer_announce_end(struct lli_node *node);
 
 // ---- for the loop's thread ----
 

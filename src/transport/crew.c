@@ -15,9 +15,10 @@ struct task {
     unsigned num_active;  // helpers at it; guarded by crew->lock
     const struct lli_mapped_copy *copy;
     uint64_t deadline_ns;
-    _Atomic uint64_t next; // position of the next share
-    _Atomic uint64_t copied;
-    _Atomic bool stop; // error or deadline
+    _Atomic uint64_t
+        next; // position of the next share; shares before it are copied, or being copied
+    _Atomic uint64_t failed; // the first position that could not be copied
+    _Atomic bool stop;       // error or deadline
     _Atomic int error;
 };
 
@@ -46,6 +47,14 @@ lli_crew_close(struct lli_crew *crew)
     pthread_mutex_destroy(&crew->lock);
 }
 
+static void
+note_failure(struct task *task, uint64_t position)
+{
+    uint64_t failed = atomic_load(&task->failed);
+    while (position < failed && !atomic_compare_exchange_weak(&task->failed, &failed, position)) {
+    }
+}
+
 // Returns when no share is left to take.
 static void
 take_shares(struct task *task)
@@ -56,10 +65,9 @@ take_shares(struct task *task)
         share.position = atomic_fetch_add(&task->next, share_bytes);
         if (share.position >= total_bytes)
             return;
-        uint64_t first = share.position;
         (void)lli_mapped_copy_some(&share, share_bytes);
-        atomic_fetch_add(&task->copied, share.position - first);
         if (share.error != 0) {
+            note_failure(task, share.position);
             atomic_store(&task->error, share.error);
             atomic_store(&task->stop, true);
         } else if (lli_now_ns() >= task->deadline_ns) {
@@ -121,14 +129,21 @@ dismiss_helpers(struct lli_crew *crew, struct task *task)
 bool
 lli_crew_copy(struct lli_crew *crew, struct lli_mapped_copy *copy, uint64_t deadline_ns)
 {
-    if (crew->num_helpers == 0 || copy->plan->total_bytes < shared_bytes_min)
+    uint64_t total_bytes = copy->plan->total_bytes;
+    if (crew->num_helpers == 0 || total_bytes - copy->position < shared_bytes_min)
         return lli_mapped_copy_all(copy, deadline_ns);
-    struct task task = {.copy = copy, .deadline_ns = deadline_ns};
+    struct task task = {
+        .copy = copy,
+        .deadline_ns = deadline_ns,
+        .next = copy->position,
+        .failed = total_bytes,
+    };
     lli_list_init(&task.node);
     call_helpers(crew, &task);
     take_shares(&task);
     dismiss_helpers(crew, &task);
-    copy->position = atomic_load(&task.copied);
+    // All shares that were taken have been copied, up to the first failure.
+    copy->position = lli_min(atomic_load(&task.next), atomic_load(&task.failed));
     copy->error = atomic_load(&task.error);
-    return copy->error != 0 || copy->position == copy->plan->total_bytes;
+    return copy->error != 0 || copy->position == total_bytes;
 }

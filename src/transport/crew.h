@@ -26,8 +26,9 @@ void lli_crew_open(struct lli_crew *crew, size_t num_threads);
 // Nobody is calling lli_crew_copy.
 void lli_crew_close(struct lli_crew *crew);
 
-// Copies everything with the calling thread and the helpers, unless the deadline passes first: then
-// false, and nothing more is written.  copy->error and copy->position tell the rest.
+// Copies everything from copy->position on with the calling thread and the helpers, unless the
+// deadline passes first: then false, and nothing more is written.  copy->error tells the rest; all
+// bytes before copy->position have been copied.
 bool lli_crew_copy(struct lli_crew *crew, struct lli_mapped_copy *copy, uint64_t deadline_ns);
 
 #endif

@@ -10,7 +10,7 @@ lli_message_header_write(uint8_t bytes[LLI_MESSAGE_HEADER_BYTES],
     lli_write_u32(&w, LLI_MESSAGE_MAGIC);
     lli_write_uint(&w, LLI_MESSAGE_VERSION, 1);
     lli_write_uint(&w, header->type, 1);
-    lli_write_u16(&w, 0);
+    lli_write_u16(&w, header->flags);
     lli_write_u32(&w, header->body_bytes);
     lli_write_u32(&w, 0);
     lli_write_u64(&w, header->transfer_id);
@@ -28,7 +28,7 @@ lli_message_header_read(const uint8_t bytes[LLI_MESSAGE_HEADER_BYTES],
     if (lli_read_uint(&r, 1) != LLI_MESSAGE_VERSION)
         return "it speaks another version of the protocol";
     ret_header->type = (uint8_t)lli_read_uint(&r, 1);
-    lli_read_u16(&r);
+    ret_header->flags = lli_read_u16(&r);
     ret_header->body_bytes = lli_read_u32(&r);
     lli_read_u32(&r);
     ret_header->transfer_id = lli_read_u64(&r);
@@ -141,5 +141,41 @@ lli_outcome_read(struct lli_reader *r, struct lli_outcome *ret_outcome)
 {
     ret_outcome->status = lli_read_u32(r);
     lli_read_text(r, ret_outcome->text, sizeof(ret_outcome->text));
+    return !r->failed;
+}
+
+enum { ANSWER_REGISTERED = 1, ANSWER_SLOT_HAS_REQUEST = 2 };
+
+void
+lli_answer_write(struct lli_writer *w, const struct lli_answer *answer)
+{
+    lli_write_u64(w, (uint64_t)answer->cache_id);
+    lli_write_u64(w, answer->slot);
+    lli_write_u32(w, answer->placement);
+    lli_write_u32(w, answer->num_tensors);
+    lli_write_u32(w, (answer->registered ? ANSWER_REGISTERED : 0u) |
+                         (answer->slot_has_request ? ANSWER_SLOT_HAS_REQUEST : 0u));
+    lli_write_u64(w, answer->num_slots);
+    lli_write_u64(w, answer->stride);
+    lli_write_u64(w, answer->tensor_bytes);
+    lli_write_u64(w, answer->generation);
+    lli_write_u64(w, answer->bytes_arrived);
+}
+
+bool
+lli_answer_read(struct lli_reader *r, struct lli_answer *ret_answer)
+{
+    ret_answer->cache_id = (int64_t)lli_read_u64(r);
+    ret_answer->slot = lli_read_u64(r);
+    ret_answer->placement = lli_read_u32(r);
+    ret_answer->num_tensors = lli_read_u32(r);
+    uint32_t flags = lli_read_u32(r);
+    ret_answer->registered = (flags & ANSWER_REGISTERED) != 0;
+    ret_answer->slot_has_request = (flags & ANSWER_SLOT_HAS_REQUEST) != 0;
+    ret_answer->num_slots = lli_read_u64(r);
+    ret_answer->stride = lli_read_u64(r);
+    ret_answer->tensor_bytes = lli_read_u64(r);
+    ret_answer->generation = lli_read_u64(r);
+    ret_answer->bytes_arrived = lli_read_u64(r);
     return !r->failed;
 }

@@ -3,7 +3,7 @@
 //   0  u32 magic      "LDD1"
 //   4  u8  version    1
 //   5  u8  type       enum lli_message_type
-//   6  u16 flags      0; reserved
+//   6  u16 flags      LLI_FLAG_...
 //   8  u32 body bytes
 //  12  u32 checksum   0; reserved for CRC32C of the body
 //  16  u64 transfer   chosen by the side that began it, unique on the link in its direction
@@ -43,10 +43,18 @@ enum lli_message_type {
     LLI_UNLINK = 13,       // remove the link
     LLI_UNLINK_REPLY = 14, // status
     LLI_NOTIFY = 15,       // bytes for the peer's application, after a pull
+    LLI_QUERY = 16,        // what is there under this name?
+    LLI_DONE = 17,         // a pull has arrived: take its request key, release its lease
+    LLI_ANSWER = 18,       // to either: status, text, a cache
+};
+
+enum {
+    LLI_FLAG_TELL_WHEN_DONE = 1, // DATA: the slot has a request key, which a pull takes
 };
 
 struct lli_message_header {
     uint8_t type;
+    uint16_t flags;
     uint32_t body_bytes;
     uint64_t transfer_id;
     uint64_t argument;
@@ -116,6 +124,24 @@ struct lli_outcome {
     llm_status status;
     char text[LLI_REASON_BYTES];
 };
+
+// ANSWER, behind an outcome: the cache that was asked about.
+struct lli_answer {
+    int64_t cache_id;
+    uint64_t slot;
+    uint32_t placement;
+    uint32_t num_tensors;
+    bool registered;
+    bool slot_has_request; // key
+    uint64_t num_slots;
+    uint64_t stride;
+    uint64_t tensor_bytes;
+    uint64_t generation;
+    uint64_t bytes_arrived; // of the push that the question named
+};
+
+void lli_answer_write(struct lli_writer *w, const struct lli_answer *answer);
+bool lli_answer_read(struct lli_reader *r, struct lli_answer *ret_answer);
 
 void lli_outcome_write(struct lli_writer *w, const struct lli_outcome *outcome);
 bool lli_outcome_read(struct lli_reader *r, struct lli_outcome *ret_outcome);

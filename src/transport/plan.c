@@ -104,6 +104,53 @@ lli_plan_blocks(struct lli_plan *ret_plan, uint64_t num_tensors, const uint64_t 
 }
 
 llm_status
+lli_plan_scatter(struct lli_plan *ret_plan, uint64_t num_tensors, uint64_t src_offset,
+                 const uint64_t *dst_blocks, size_t num_blocks, uint64_t stride, uint64_t bytes)
+{
+    struct lli_run *runs = lli_malloc(num_blocks * sizeof(*runs));
+    if (runs == NULL)
+        return no_memory(num_blocks);
+    size_t num_runs = 0;
+    uint64_t position = 0;
+    for (size_t i = 0; i < num_blocks && position < bytes; i++) {
+        uint64_t piece_bytes = lli_min(stride, bytes - position);
+        if (i > 0 && dst_blocks[i] == dst_blocks[i - 1] + 1) {
+            runs[num_runs - 1].bytes += piece_bytes;
+        } else {
+            runs[num_runs++] = (struct lli_run){
+                .src_offset = src_offset + position,
+                .dst_offset = dst_blocks[i] * stride,
+                .bytes = piece_bytes,
+                .position = position,
+            };
+        }
+        position += piece_bytes;
+    }
+    *ret_plan = (struct lli_plan){
+        .num_tensors = num_tensors,
+        .runs = runs,
+        .num_runs = num_runs,
+        .tensor_bytes = position,
+    };
+    return finish(ret_plan);
+}
+
+void
+lli_plan_truncate(struct lli_plan *plan, uint64_t tensor_bytes)
+{
+    if (tensor_bytes >= plan->tensor_bytes)
+        return;
+    while (plan->num_runs > 0 && plan->runs[plan->num_runs - 1].position >= tensor_bytes)
+        plan->num_runs--;
+    if (plan->num_runs > 0) {
+        struct lli_run *last = &plan->runs[plan->num_runs - 1];
+        last->bytes = lli_min(last->bytes, tensor_bytes - last->position);
+    }
+    plan->tensor_bytes = tensor_bytes;
+    plan->total_bytes = tensor_bytes * plan->num_tensors;
+}
+
+llm_status
 lli_plan_side(struct lli_plan *ret_plan, uint64_t num_tensors, const struct lli_block_run *blocks,
               size_t num_runs, uint64_t stride)
 {

@@ -44,6 +44,13 @@ llm_status lli_plan_slot(struct lli_plan *ret_plan, uint64_t num_tensors, uint64
 llm_status lli_plan_blocks(struct lli_plan *ret_plan, uint64_t num_tensors,
                            const uint64_t *src_blocks, const uint64_t *dst_blocks,
                            size_t num_blocks, uint64_t stride);
+// `bytes` from src_offset on, cut into pieces of `stride`, which go to dst_blocks in order; the last
+// one may be shorter.  There are blocks enough.
+llm_status lli_plan_scatter(struct lli_plan *ret_plan, uint64_t num_tensors, uint64_t src_offset,
+                            const uint64_t *dst_blocks, size_t num_blocks, uint64_t stride,
+                            uint64_t bytes);
+// Leaves the first `tensor_bytes` of each tensor's stream.
+void lli_plan_truncate(struct lli_plan *plan, uint64_t tensor_bytes);
 // One side alone: src_offset and dst_offset are the same.
 llm_status lli_plan_side(struct lli_plan *ret_plan, uint64_t num_tensors,
                          const struct lli_block_run *runs, size_t num_runs, uint64_t stride);

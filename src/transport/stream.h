@@ -21,6 +21,9 @@ struct lli_stream_job {
     const struct lli_plan *plan;
     const uintptr_t *tensors; // addresses on this side; plan->num_tensors
     bool is_source;           // use the plan's src_offset, else dst_offset
+    uint64_t start_position;  // where the stream begins: what is before has arrived already
+    uint64_t arrived;         // receiving: all bytes before have arrived
+    uint16_t flags;           // LLI_FLAG_...: to be sent; or that have come
     uint64_t position;        // sending: handed to connections; receiving: bytes arrived
     unsigned num_frames;      // on the way in some connection
     bool cancelled;

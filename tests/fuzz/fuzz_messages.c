@@ -161,7 +161,7 @@ try_request(bool push, const uint8_t *data, size_t size)
     llm_status status = lli_request_check(&request, geometry, why, sizeof(why));
     MUST((status == LLM_SUCCESS) == (why[0] == '\0'));
     if (status == LLM_SUCCESS &&
-        lli_request_plan(&request, geometry, 1 + data[0] % 3, &plan) == LLM_SUCCESS) {
+        lli_request_plan(&request, geometry->stride, 1 + data[0] % 3, &plan) == LLM_SUCCESS) {
         check_plan(&plan, geometry);
         lli_plan_fini(&plan);
     }

@@ -1,0 +1,167 @@
+#include "cache/names.h"
+
+enum { PROBES = 64 };
+
+static uint64_t
+mix(uint64_t z)
+{
+    z = (z ^ z >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+    z = (z ^ z >> 27) * UINT64_C(0x94d049bb133111eb);
+    return z ^ z >> 31;
+}
+
+uint64_t
+lli_key_hash(const struct lli_key *key)
+{
+    return mix(mix(mix(key->id) + key->model_id) + key->kind);
+}
+
+// ---- keys ----
+
+bool
+lli_names_put_key(struct lli_segment *segment, const struct lli_key *key, uint32_t entry,
+                  uint64_t generation, uint64_t slot, uint32_t *ret_key_entry)
+{
+    uint64_t hash = lli_key_hash(key);
+    for (uint32_t probe = 0; probe < PROBES; probe++) {
+        uint32_t index = (uint32_t)(hash + probe) % LLI_NUM_KEY_ENTRIES;
+        struct lli_key_entry *at = &segment->layout->keys[index];
+        if (LLI_LOAD(at->stamp) != 0)
+            continue;
+        LLI_STORE(at->kind, key->kind);
+        LLI_STORE(at->id, key->id);
+        LLI_STORE(at->model_id, key->model_id);
+        LLI_STORE(at->entry, entry);
+        LLI_STORE(at->generation, generation);
+        LLI_STORE(at->slot, slot);
+        atomic_store_explicit(&at->stamp, segment->next_stamp++, memory_order_release);
+        *ret_key_entry = index;
+        return true;
+    }
+    return false;
+}
+
+void
+lli_names_erase_key(struct lli_segment *segment, uint32_t key_entry)
+{
+    atomic_store(&segment->layout->keys[key_entry].stamp, 0);
+    // What is written into the entry from now on comes after its end.
+    atomic_thread_fence(memory_order_seq_cst);
+}
+
+static bool
+read_key(const struct lli_key_entry *at, const struct lli_key *key, uint64_t *ret_entry,
+         uint64_t *ret_generation, uint64_t *ret_slot)
+{
+    uint64_t stamp = atomic_load_explicit(&at->stamp, memory_order_acquire);
+    if (stamp == 0 || LLI_LOAD(at->id) != key->id || LLI_LOAD(at->model_id) != key->model_id ||
+        LLI_LOAD(at->kind) != key->kind)
+        return false;
+    *ret_entry = LLI_LOAD(at->entry);
+    *ret_generation = LLI_LOAD(at->generation);
+    *ret_slot = LLI_LOAD(at->slot);
+    // What was read belongs together only if the entry is still the same.
+    atomic_thread_fence(memory_order_acquire);
+    return atomic_load(&at->stamp) == stamp;
+}
+
+bool
+lli_names_find_key(const struct lli_segment_layout *peer, const struct lli_key *key,
+                   struct lli_remote_cache *ret_cache, uint64_t *ret_slot)
+{
+    uint64_t hash = lli_key_hash(key);
+    for (uint32_t probe = 0; probe < PROBES; probe++) {
+        uint64_t entry;
+        uint64_t generation;
+        if (read_key(&peer->keys[(uint32_t)(hash + probe) % LLI_NUM_KEY_ENTRIES], key, &entry,
+                     &generation, ret_slot) &&
+            lli_segment_find_entry(peer, entry, generation, ret_cache))
+            return true;
+    }
+    return false;
+}
+
+// ---- leases ----
+
+static uint32_t
+lease_place(uint64_t lease, uint32_t probe)
+{
+    return (uint32_t)(lease / 2 + probe) % LLI_NUM_LEASE_ENTRIES;
+}
+
+bool
+lli_names_put_lease(struct lli_segment *segment, const struct lli_lease_range *range,
+                    uint64_t *ret_lease, uint32_t *ret_lease_entry)
+{
+    uint64_t lease = segment->next_generation;
+    for (uint32_t probe = 0; probe < PROBES; probe++) {
+        uint32_t index = lease_place(lease, probe);
+        struct lli_lease_entry *at = &segment->layout->leases[index];
+        if (LLI_LOAD(at->lease) != 0)
+            continue;
+        LLI_STORE(at->generation, range->generation);
+        LLI_STORE(at->first_slot, range->first_slot);
+        LLI_STORE(at->num_slots, range->num_slots);
+        segment->next_generation += 2;
+        atomic_store_explicit(&at->lease, lease, memory_order_release);
+        *ret_lease = lease;
+        *ret_lease_entry = index;
+        return true;
+    }
+    return false;
+}
+
+void
+lli_names_retire_lease(struct lli_segment *segment, uint32_t lease_entry)
+{
+    atomic_fetch_or(&segment->layout->leases[lease_entry].lease, LLI_GENERATION_RETIRED);
+    atomic_thread_fence(memory_order_seq_cst);
+}
+
+void
+lli_names_erase_lease(struct lli_segment *segment, uint32_t lease_entry)
+{
+    atomic_store(&segment->layout->leases[lease_entry].lease, 0);
+    // What is written into its slots from now on comes after the lease's end.
+    atomic_thread_fence(memory_order_seq_cst);
+}
+
+bool
+lli_names_find_lease(const struct lli_segment_layout *peer, uint64_t lease,
+                     struct lli_lease_range *ret_range, uint32_t *ret_lease_entry)
+{
+    if (lease == 0 || (lease & LLI_GENERATION_RETIRED) != 0)
+        return false;
+    for (uint32_t probe = 0; probe < PROBES; probe++) {
+        uint32_t index = lease_place(lease, probe);
+        const struct lli_lease_entry *at = &peer->leases[index];
+        if (atomic_load_explicit(&at->lease, memory_order_acquire) != lease)
+            continue;
+        *ret_range = (struct lli_lease_range){
+            .generation = LLI_LOAD(at->generation),
+            .first_slot = LLI_LOAD(at->first_slot),
+            .num_slots = LLI_LOAD(at->num_slots),
+        };
+        *ret_lease_entry = index;
+        return lli_names_lease_still_live(peer, lease, index);
+    }
+    return false;
+}
+
+bool
+lli_names_lease_still_live(const struct lli_segment_layout *peer, uint64_t lease,
+                           uint32_t lease_entry)
+{
+    // What has been read comes before this load.
+    atomic_thread_fence(memory_order_acquire);
+    return atomic_load(&peer->leases[lease_entry].lease) == lease;
+}
+
+bool
+lli_names_lease_still_same(const struct lli_segment_layout *peer, uint64_t lease,
+                           uint32_t lease_entry)
+{
+    // The loads of the copy come before this one.
+    atomic_thread_fence(memory_order_acquire);
+    return (atomic_load(&peer->leases[lease_entry].lease) & ~LLI_GENERATION_RETIRED) == lease;
+}
