@@ -13,6 +13,8 @@
 enum { AROUND_BYTES = 192, AROUND = 0xa5, CACHES_MAX = 16, PAGE_BYTES = 4096 };
 
 const char *transport = "local";
+const char *own_ip = "127.0.0.1";
+const char *peer_ip = "127.0.0.1";
 bool (*kit_obeys)(struct talk *talk, const char *command, const char *words);
 
 void
@@ -45,9 +47,11 @@ try_open(struct end *end, const struct end_setup *setup, uint16_t port)
     size_t num_options = 5;
     if (!setup->version_1)
         options[num_options++] = (llm_option){LLM_OPTION_LOCAL_COMM_RES, ""};
+    if (setup->checksum)
+        options[num_options++] = (llm_option){"llm.Checksum", "1"};
     if (setup->listens)
         options[num_options++] = (llm_option){LLM_OPTION_LISTEN_IP_INFO, address};
-    snprintf(address, sizeof(address), "127.0.0.1:%u", port);
+    snprintf(address, sizeof(address), "%s:%u", own_ip, port);
     if (role == 0)
         role = setup->listens ? LLM_ROLE_PROMPT : LLM_ROLE_DECODER;
     snprintf(sync_ms, sizeof(sync_ms), "%u", setup->sync_ms != 0 ? setup->sync_ms : 60000);
@@ -89,8 +93,8 @@ end_close(struct end *end)
 static llm_cluster_info
 describe_peer(uint64_t id, llm_ip_info *local, llm_ip_info *remote, uint16_t port)
 {
-    *local = (llm_ip_info){.ip = "127.0.0.1"};
-    *remote = (llm_ip_info){.ip = "127.0.0.1", .port = port};
+    *local = (llm_ip_info){.ip = own_ip};
+    *remote = (llm_ip_info){.ip = peer_ip, .port = port};
     return (llm_cluster_info){
         .struct_size = sizeof(llm_cluster_info),
         .remote_cluster_id = id,
@@ -470,13 +474,15 @@ serve_open(struct server *server, struct talk *talk, const char *words)
 {
     unsigned version_1;
     unsigned listens;
+    unsigned checksum;
     struct end_setup setup = {.transports = server->transports};
-    assert_int_equal(sscanf(words, "%" SCNu64 " %u %31s %u %u %u %u %" SCNu16, &setup.id,
+    assert_int_equal(sscanf(words, "%" SCNu64 " %u %31s %u %u %u %u %" SCNu16 " %u", &setup.id,
                             &setup.role, server->transports, &version_1, &listens, &setup.sync_ms,
-                            &setup.liveness_ms, &setup.port),
-                     8);
+                            &setup.liveness_ms, &setup.port, &checksum),
+                     9);
     setup.version_1 = version_1 != 0;
     setup.listens = listens != 0;
+    setup.checksum = checksum != 0;
     assert_ok(end_try_open(&server->end, &setup));
     talk_say(talk, "%u", server->end.port);
 }
@@ -623,9 +629,9 @@ other_open(struct other *other, const struct end_setup *setup)
         other_start(other);
     other->id = setup->id;
     other->port = (uint16_t)other_ask(
-        other, "open %" PRIu64 " %u %s %d %d %u %u %u", setup->id, setup->role,
+        other, "open %" PRIu64 " %u %s %d %d %u %u %u %d", setup->id, setup->role,
         setup->transports != NULL ? setup->transports : transport, setup->version_1, setup->listens,
-        setup->sync_ms, setup->liveness_ms, setup->port);
+        setup->sync_ms, setup->liveness_ms, setup->port, setup->checksum);
 }
 
 int64_t

@@ -50,6 +50,7 @@ struct end_setup {
     const char *transports;
     bool version_1; // nothing asks for version 2
     bool listens;
+    bool checksum;        // asks for it
     uint16_t port;        // at which it listens, if that is free; 0 means any
     unsigned sync_ms;     // 0 means long
     unsigned liveness_ms; // 0 means long enough for a slow machine
@@ -157,6 +158,10 @@ llm_status other_link(struct other *other, uint64_t as_id, uint16_t port);
 llm_status other_run(struct other *other, const struct job *job, unsigned index);
 void other_begin(struct other *other, const struct job *job, unsigned index);
 llm_status other_end(struct other *other);
+
+// Where this process' instances listen and link from, and where they find their peers.
+extern const char *own_ip;
+extern const char *peer_ip;
 
 // The programs: the role of another process, or the transport in argv[1].
 extern const char *transport;
