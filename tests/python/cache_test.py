@@ -50,6 +50,15 @@ def test_torch_takes_views(engines):
     assert tensor.data_ptr() == cache.per_device_tensor_addrs[0][0]
     tensor[3] = 7
     assert (cache.numpy(0)[3] == 7).all()
+    # What numpy or torch 1.13 lack: the bits as integers that both know, named in torch again.
+    for data_type, integer, named, bits in (
+            (ld.DataType.DT_BF16, np.int16, torch.bfloat16, 0x3FC0),
+            (ld.DataType.DT_BOOL, np.uint8, torch.bool, 1)):
+        cache = manager.allocate_cache(ld.CacheDesc(1, [2, 8], data_type))
+        tensor = torch.from_dlpack(cache.numpy(0).view(integer)).view(named)
+        assert tensor.data_ptr() == cache.per_device_tensor_addrs[0][0]
+        tensor[:] = 1.5
+        assert (cache.numpy(0).view(integer) == bits).all()
 
 
 def test_several_devices(engines):

@@ -47,8 +47,13 @@ class _AnyCache:
     def numpy(self, tensor_index: int = 0, device_index: int = 0) -> np.ndarray:
         """One tensor as a writable array over the cache's own memory: nothing is copied.
 
-        The array has the cache's shape and type (bfloat16 shows as uint16), and speaks DLPack:
-        torch.from_dlpack(cache.numpy(0)) has the same address.  It keeps the cache from being freed
+        The array has the cache's shape and type, and speaks DLPack: torch.from_dlpack(cache.numpy(0))
+        has the same address.  numpy has no bfloat16 and shows its bits as uint16, which older versions of
+        torch don't know; torch gets it by way of integers that both have:
+
+            torch.from_dlpack(cache.numpy(0).view("int16")).view(torch.bfloat16)
+
+        (DT_BOOL likewise by "uint8" and torch.bool.)  The array keeps the cache from being freed
         by the garbage collector, but must not be used any more once the cache was deallocated, or the
         engine finalized.
         """
