@@ -57,6 +57,7 @@ struct lli_link {
     struct lli_list transfers; // begun here, under way (transfer room)
     struct lli_list serves;    // begun by the peer, under way (transfer room)
     struct lli_list asks;      // questions of ours that the peer has not answered (transfer room)
+    uint64_t notes_dropped;    // notifications, for want of room (transfer room)
 };
 
 // What this room needs of an instance, and what it tells the rooms above.

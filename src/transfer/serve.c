@@ -434,11 +434,15 @@ take_notification(struct lli_link *link, struct lli_reader *body)
 {
     if (body->size == 0 || body->size > LLM_NOTIFICATION_BYTES_MAX)
         return false;
-    if (!lli_notifications_add(link->node->notifications, link->peer.cluster_id, body->bytes,
-                               body->size))
+    if (lli_notifications_add(link->node->notifications, link->peer.cluster_id, body->bytes,
+                              body->size))
+        return true;
+    // Said of the first, the second, the fourth, ...: a peer can't fill the log.
+    uint64_t dropped = ++link->notes_dropped;
+    if ((dropped & (dropped - 1)) == 0)
         lli_log(LLM_LOG_WARN, "transfer",
-                "a notification of cluster %llu was dropped: there is no room, poll more often",
-                (unsigned long long)link->peer.cluster_id);
+                "%llu notification(s) of cluster %llu dropped: there is no room, poll more often",
+                (unsigned long long)dropped, (unsigned long long)link->peer.cluster_id);
     return true;
 }
 

@@ -451,16 +451,18 @@ lli_transfers_broken(struct lli_link *link, llm_status status)
 // ---- time ----
 
 // Finds a transfer that has run out of time, or one whose cancel isn't confirmed; with a reference.
+// Its caller waits: for as long as this side takes silence for death, whatever the peer would like.
 static struct transfer *
 find_late(struct lli_node *node, uint64_t now_ns)
 {
     struct transfer *found = NULL;
+    uint64_t patience_ticks = node->options->liveness_ms / node->tick_ms + 1;
     pthread_mutex_lock(&node->links_lock);
     LLI_LIST_FOR(item, &node->links) {
         struct lli_link *link = LLI_LIST_ENTRY(item, struct lli_link, in_table);
         LLI_LIST_FOR(inner, &link->transfers) {
             struct transfer *t = LLI_LIST_ENTRY(inner, struct transfer, node);
-            bool late = t->cancelled ? node->tick - t->cancelled_tick > link->liveness_ticks
+            bool late = t->cancelled ? node->tick - t->cancelled_tick > patience_ticks
                                      : t->started && now_ns >= t->deadline_ns;
             if (late && found == NULL)
                 found = t;

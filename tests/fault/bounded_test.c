@@ -7,7 +7,7 @@
 #include <stdatomic.h>
 #include <sys/socket.h>
 
-#include "base/os.h"
+#include "engine/engine.h"
 #include "fault/raw.h"
 #include "registered/kit.h"
 
@@ -224,7 +224,167 @@ test_unregister_while_a_pull_waits_for_its_turn(void **state)
     kv_free(&first);
 }
 
+// ---- a peer that says nothing, and asks for patience ----
+
+// It reads nothing and answers nothing; only its own liveness time, of a minute, keeps it alive.
+static void
+test_push_to_a_peer_that_never_answers(void **state)
+{
+    struct bed bed;
+    struct raw_link link;
+    struct job job = {
+        .push = true, .peer = RAW_STRANGER, .remote = 1, .count = SLOTS, .timeout_ms = SYNC_MS};
+    (void)state;
+    bed_open(&bed);
+    raw_link_open(&link, bed.owner.port, RAW_STRANGER);
+    uint64_t start = now_ms();
+    llm_status status = job_run(&job, &bed.owner, &bed.kv);
+    uint64_t took = now_ms() - start;
+    assert_status(status, LLM_TIMEOUT);
+    if (took > BOUND_MS)
+        fail_msg("it took %llu ms, expected at most %d", (unsigned long long)took, BOUND_MS);
+    // Whether it has taken bytes in can't be known: the link is over.
+    assert_int_equal(end_state(&bed.owner, RAW_STRANGER, NULL), LLM_LINK_BROKEN);
+    raw_link_close(&link);
+    bed_close(&bed);
+}
+
+// It asks and asks, and never reads an answer: it's no longer listened to, and the honest one is.
+static void
+test_a_peer_that_never_reads_its_answers(void **state)
+{
+    enum { REQUESTS = SCALED(100000, 20000) };
+    struct bed bed;
+    struct raw_link link;
+    struct raw_message message;
+    struct lli_block_run all = {0, SLOTS};
+    struct lli_request request = {
+        .version_2 = true,
+        .kind = LLI_REQUEST_BLOCKS,
+        .cache_id = 77,
+        .num_tensors = TENSORS,
+        .stride = STRIDE,
+        .runs = &all,
+        .num_runs = 1,
+    };
+    unsigned sent = 0;
+    (void)state;
+    bed_open(&bed);
+    raw_link_open(&link, bed.owner.port, RAW_STRANGER);
+    raw_make_request(&message, 7, &request);
+    for (bool room = true; room && sent < REQUESTS; sent++) {
+        size_t done = 0;
+        struct pollfd wait = {.fd = link.control, .events = POLLOUT};
+        while (room && done < message.size) {
+            ssize_t now = send(link.control, message.bytes + done, message.size - done,
+                               MSG_NOSIGNAL | MSG_DONTWAIT);
+            done += now > 0 ? (size_t)now : 0;
+            room = now > 0 || poll(&wait, 1, 300) == 1;
+        }
+        if (sent % (REQUESTS / 8) == 0)
+            check_honest(&bed);
+    }
+    check_honest(&bed);
+    assert_true(sent < REQUESTS || UNDER_TSAN || UNDER_ASAN);
+    // All that concerns it ends nevertheless.
+    uint64_t start = now_ms();
+    assert_ok(end_unlink(&bed.owner, RAW_STRANGER, 0, true));
+    assert_ok(llm_unregister_kv_cache(bed.owner.dd, bed.kv.id));
+    assert_true(now_ms() - start < BOUND_MS);
+    raw_link_close(&link);
+    bed_close(&bed);
+}
+
+// ---- a puller on the host that stands still in the middle of its copy ----
+
+static void
+stopped_puller(bool registered, bool finalize)
+{
+    struct end owner;
+    struct kv kv;
+    struct other puller = {0};
+    struct end_setup setup = {
+        .id = RAW_PROMPT,
+        .transports = "shm",
+        .listens = true,
+        .sync_ms = SYNC_MS,
+        .liveness_ms = LIVENESS_MS,
+    };
+    end_open(&owner, &setup);
+    if (registered)
+        kv_open(&kv, &owner, TENSORS, SLOTS, STRIDE);
+    else
+        kv_allocate(&kv, &owner, TENSORS, SLOTS, STRIDE);
+    kv_fill(&kv, 5);
+    setup = (struct end_setup){.id = HONEST, .transports = "shm", .liveness_ms = LIVENESS_MS};
+    other_open(&puller, &setup);
+    other_cache(&puller, 0, registered, TENSORS, SLOTS, STRIDE);
+    assert_status((llm_status)other_link(&puller, RAW_PROMPT, owner.port), LLM_SUCCESS);
+    struct job job = {.peer = RAW_PROMPT,
+                      .remote = kv.id,
+                      .count = SLOTS,
+                      .repeat = 256,
+                      .timeout_ms = 2 * PATIENCE_MS};
+    other_begin(&puller, &job, 0);
+    AWAIT(lli_links_is_read(&owner.dd->node, 0));
+    process_stop(&puller.process);
+
+    uint64_t start = now_ms();
+    if (finalize)
+        llm_finalize(owner.dd);
+    else if (registered)
+        assert_ok(llm_unregister_kv_cache(owner.dd, kv.id));
+    else
+        assert_ok(llm_deallocate_cache(owner.dd, kv.id));
+    uint64_t took = now_ms() - start;
+    if (took > BOUND_MS)
+        fail_msg("it took %llu ms, expected at most %d", (unsigned long long)took, BOUND_MS);
+    // The memory is somebody else's, or nobody's.
+    kv_unmap(&kv);
+    if (!finalize && !registered) {
+        struct kv next;
+        AWAIT(owner.dd->pools[0].bytes_used == 0);
+        kv_allocate(&next, &owner, TENSORS, SLOTS, STRIDE);
+        kv_fill(&next, 6);
+        kv_free(&next);
+    }
+    process_continue(&puller.process);
+    llm_status status = other_end(&puller);
+    if (status != LLM_KV_CACHE_NOT_EXIST && status != LLM_FAILED)
+        fail_msg("the pull answers %s", llm_status_name(status));
+    assert_true(process_join(&puller.process));
+    end_close(&owner);
+    kv_free(&kv);
+}
+
+static void
+test_a_puller_stops_and_memory_is_deallocated(void **state)
+{
+    (void)state;
+    stopped_puller(false, false);
+}
+
+static void
+test_a_puller_stops_and_memory_is_unregistered(void **state)
+{
+    (void)state;
+    stopped_puller(true, false);
+}
+
+static void
+test_a_puller_stops_and_its_owner_is_finalized(void **state)
+{
+    (void)state;
+    stopped_puller(false, true);
+    stopped_puller(true, true);
+}
+
 static const struct CMUnitTest tests[] = {
+    KIT_TEST(test_push_to_a_peer_that_never_answers),
+    KIT_TEST(test_a_peer_that_never_reads_its_answers),
+    KIT_TEST(test_a_puller_stops_and_memory_is_deallocated),
+    KIT_TEST(test_a_puller_stops_and_memory_is_unregistered),
+    KIT_TEST(test_a_puller_stops_and_its_owner_is_finalized),
     KIT_TEST(test_unregister_while_a_peer_reads_a_trickle),
     KIT_TEST(test_unregister_while_a_peer_writes_a_trickle),
     KIT_TEST(test_unregister_while_a_pull_waits_for_its_turn),

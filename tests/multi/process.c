@@ -18,7 +18,11 @@
 
 enum { PROCESSES_MAX = 32, CHILD_FD = 3 };
 
-static struct process *running[PROCESSES_MAX];
+// By value: a test that fails leaves its stack behind, where the struct may have been.
+static struct {
+    pid_t pid; // 0: free
+    int fd;
+} running[PROCESSES_MAX];
 
 uint64_t
 now_ms(void)
@@ -74,18 +78,19 @@ process_start(struct process *process, const char *role)
         become(role, fds[1], parent);
     close(fds[1]);
     process->talk.fd = fds[0];
-    while (free_place < PROCESSES_MAX && running[free_place] != NULL)
+    while (free_place < PROCESSES_MAX && running[free_place].pid != 0)
         free_place++;
     assert_true(free_place < PROCESSES_MAX);
-    running[free_place] = process;
+    running[free_place].pid = process->pid;
+    running[free_place].fd = process->talk.fd;
 }
 
 static void
 forget(struct process *process)
 {
     for (size_t i = 0; i < PROCESSES_MAX; i++) {
-        if (running[i] == process)
-            running[i] = NULL;
+        if (running[i].pid == process->pid)
+            running[i].pid = 0;
     }
     close(process->talk.fd);
     process->talk.fd = -1;
@@ -106,6 +111,8 @@ void
 process_kill(struct process *process)
 {
     int status;
+    // Not the whole group.
+    assert_true(process->pid > 0);
     kill(process->pid, SIGKILL);
     wait_for(process->pid, &status, 0);
     forget(process);
@@ -130,8 +137,13 @@ void
 process_kill_all(void)
 {
     for (size_t i = 0; i < PROCESSES_MAX; i++) {
-        if (running[i] != NULL)
-            process_kill(running[i]);
+        int status;
+        if (running[i].pid == 0)
+            continue;
+        kill(running[i].pid, SIGKILL);
+        wait_for(running[i].pid, &status, 0);
+        close(running[i].fd);
+        running[i].pid = 0;
     }
 }
 

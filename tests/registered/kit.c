@@ -48,7 +48,7 @@ try_open(struct end *end, const struct end_setup *setup, uint16_t port)
     if (!setup->version_1)
         options[num_options++] = (llm_option){LLM_OPTION_LOCAL_COMM_RES, ""};
     if (setup->checksum)
-        options[num_options++] = (llm_option){"llm.Checksum", "1"};
+        options[num_options++] = (llm_option){LLM_OPTION_CHECKSUM, "crc32c"};
     if (setup->listens)
         options[num_options++] = (llm_option){LLM_OPTION_LISTEN_IP_INFO, address};
     snprintf(address, sizeof(address), "%s:%u", own_ip, port);

@@ -50,7 +50,7 @@ struct end_setup {
     const char *transports;
     bool version_1; // nothing asks for version 2
     bool listens;
-    bool checksum;        // asks for it
+    bool checksum;        // asks for crc32c
     uint16_t port;        // at which it listens, if that is free; 0 means any
     unsigned sync_ms;     // 0 means long
     unsigned liveness_ms; // 0 means long enough for a slow machine
