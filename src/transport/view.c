@@ -67,11 +67,14 @@ prepare_reading(struct lli_view *view, pid_t pid, char *why, size_t why_size)
         view->can_read = true;
         return;
     }
+    int error = errno;
     snprintf(why, why_size, "process_vm_readv: %s",
-             pid > 0 ? strerror(errno) : "the peer is in another pid namespace");
-    if (view->pidfd >= 0)
+             pid > 0 ? strerror(error) : "the peer is in another pid namespace");
+    // Where reading isn't permitted, the descriptor still tells whether the peer lives.
+    if (view->pidfd >= 0 && error != EPERM) {
         close(view->pidfd);
-    view->pidfd = -1;
+        view->pidfd = -1;
+    }
 }
 
 bool

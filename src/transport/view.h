@@ -27,7 +27,7 @@ struct lli_view {
     bool same_process;
     bool can_read; // by process_vm_readv, or because it is this process
     pid_t pid;     // of the peer
-    int pidfd;     // tells whether it still is the peer's; -1 if !can_read
+    int pidfd;     // tells whether it still is the peer's; -1: unknown, or this process
 };
 
 // Maps fds[0], the directory, and fds[1..], the pools, of the peer with that incarnation.  The
