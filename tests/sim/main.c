@@ -87,6 +87,10 @@ main(int argc, char **argv)
     unsigned failures_max = 5;
     struct scenario_totals totals = {0};
     program = argv[0];
+#ifdef __SANITIZE_THREAD__
+    puts("skipped: all threads of the simulation are one, the thread sanitizer would find nothing");
+    return 77;
+#endif
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--trace") == 0)
             tracing = true;
