@@ -17,7 +17,7 @@ bench_print_help(FILE *out)
         "                       repeated\n"
         "    --list             the names of the tables, and what each is about\n"
         "    --rounds N         how often everything is measured, 1 to 101, default 11\n"
-        "    --bytes SIZE       how much one transfer moves, such as 256M, which is the default;\n"
+        "    --bytes SIZE       how much one transfer moves, such as 256M; default 128M;\n"
         "                       some tables have a size of their own\n"
         "    --clock wall|cpu   speeds by the time that passes (default), or by the CPU time that "
         "both\n"

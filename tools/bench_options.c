@@ -133,7 +133,7 @@ takes_value(const char *name)
 int
 bench_parse(int argc, char **argv, struct bench_options *ret_options)
 {
-    struct bench_options options = {.rounds = 11, .bytes = 256 << 20, .owner_fd = -1};
+    struct bench_options options = {.rounds = 11, .bytes = 128 << 20, .owner_fd = -1};
     for (int i = 1; i < argc; i++) {
         if (take_flag(&options, argv[i]))
             continue;

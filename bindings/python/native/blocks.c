@@ -49,8 +49,8 @@ read_list(const char *name, PyObject *list, Blocks *blocks)
     if (blocks->indices == NULL)
         return false;
     for (; blocks->count < count; blocks->count++) {
-        PyObject *number = is_list ? PyList_GetItem(list, blocks->count)
-                                   : PyTuple_GetItem(list, blocks->count);
+        PyObject *number =
+            is_list ? PyList_GetItem(list, blocks->count) : PyTuple_GetItem(list, blocks->count);
         uint64_t *index = &blocks->indices[blocks->count];
         bool good = true;
         if (number == NULL)
