@@ -60,7 +60,8 @@ trickler_join(struct trickler *t)
 }
 
 static void
-ask(struct trickler *t, int64_t cache_id, bool push, uint64_t id, struct lli_block_run *run)
+ask_under(struct trickler *t, uint64_t lease, int64_t cache_id, bool push, uint64_t id,
+          struct lli_block_run *run)
 {
     struct raw_message message;
     int one = 1;
@@ -69,6 +70,7 @@ ask(struct trickler *t, int64_t cache_id, bool push, uint64_t id, struct lli_blo
         .version_2 = true,
         .kind = LLI_REQUEST_BLOCKS,
         .cache_id = cache_id,
+        .generation = lease,
         .num_tensors = TENSORS,
         .tensors_per_layer = 2,
         .stride = STRIDE,
@@ -79,6 +81,12 @@ ask(struct trickler *t, int64_t cache_id, bool push, uint64_t id, struct lli_blo
     setsockopt(t->link.control, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
     raw_make_request(&message, id, &request);
     assert_true(raw_send(t->link.control, message.bytes, message.size));
+}
+
+static void
+ask(struct trickler *t, int64_t cache_id, bool push, uint64_t id, struct lli_block_run *run)
+{
+    ask_under(t, 0, cache_id, push, id, run);
 }
 
 // ---- the owner, and an honest peer beside ----
@@ -222,6 +230,32 @@ test_unregister_while_a_pull_waits_for_its_turn(void **state)
     trickler_join(&t);
     bed_close(&bed);
     kv_free(&first);
+}
+
+static void
+test_a_lease_is_closed_while_a_peer_reads_a_trickle(void **state)
+{
+    struct bed bed;
+    struct trickler t = {0};
+    uint64_t lease = 0;
+    (void)state;
+    bed_open(&bed);
+    llm_lease_desc desc = {
+        .struct_size = sizeof(desc), .cache_id = bed.kv.id, .duration_ms = 600000};
+    assert_ok(llm_lease_open(bed.owner.dd, &desc, &lease));
+    raw_link_open(&t.link, bed.owner.port, RAW_STRANGER);
+    struct lli_block_run all = {0, SLOTS};
+    ask_under(&t, lease, bed.kv.id, false, 7, &all);
+    trickler_start(&t, false);
+    check_honest(&bed);
+    uint64_t start = now_ms();
+    assert_ok(llm_lease_close(bed.owner.dd, lease));
+    uint64_t took = now_ms() - start;
+    if (took > BOUND_MS || took + 50 < SYNC_MS + LIVENESS_MS)
+        fail_msg("it took %llu ms", (unsigned long long)took);
+    assert_int_equal(end_state(&bed.owner, RAW_STRANGER, NULL), LLM_LINK_BROKEN);
+    trickler_join(&t);
+    bed_close(&bed);
 }
 
 // ---- a peer that says nothing, and asks for patience ----
@@ -380,6 +414,7 @@ test_a_puller_stops_and_its_owner_is_finalized(void **state)
 }
 
 static const struct CMUnitTest tests[] = {
+    KIT_TEST(test_a_lease_is_closed_while_a_peer_reads_a_trickle),
     KIT_TEST(test_push_to_a_peer_that_never_answers),
     KIT_TEST(test_a_peer_that_never_reads_its_answers),
     KIT_TEST(test_a_puller_stops_and_memory_is_deallocated),

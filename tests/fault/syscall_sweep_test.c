@@ -620,6 +620,87 @@ test_transfers_over_tcp(void **state)
     transfers_over("tcp");
 }
 
+// ---- what peers have, by keys, under leases ----
+
+// A query, and a pull of what it has found: under a lease, by a key that it takes, to the last byte.
+static llm_status
+find_and_pull(struct pair *pair, const llm_cache_key *key, uint64_t lease)
+{
+    llm_cache_index index = {.struct_size = sizeof(index), .cluster_id = OWNER, .key = key};
+    llm_cache_info info = {.struct_size = sizeof(info)};
+    llm_kv_cache_ext_param param = LLM_KV_CACHE_EXT_PARAM_INIT;
+    llm_progress progress = {.struct_size = sizeof(progress)};
+    llm_cache to = kv_cache(&pair->of_user);
+    const uint64_t blocks[] = {1};
+    LLI_TRY(llm_query_cache(pair->user.dd, &index, &info));
+    assert_int_equal(info.cache_id, pair->of_owner.id);
+    assert_int_equal(info.batch_index, 1);
+    param.progress = &progress;
+    LLI_TRY(llm_pull_kv_cache_to_blocks(pair->user.dd, &index, &to, blocks, 1, -1, &param));
+    assert_int_equal(progress.bytes_arrived, progress.total_bytes);
+    index.key = NULL;
+    index.cache_id = pair->of_owner.id;
+    index.batch_index = 2;
+    index.generation = lease;
+    param.progress = NULL;
+    param.release_lease = 1;
+    return llm_pull_kv_cache(pair->user.dd, &index, &to, 2, -1, &param);
+}
+
+static void
+test_keys_and_leases(void **state)
+{
+    static const char *const transports[] = {"local", "tcp"};
+    const llm_cache_key keys[] = {
+        {.struct_size = sizeof(keys[0]), .kind = LLM_KEY_NONE},
+        {.struct_size = sizeof(keys[0]), .kind = LLM_KEY_REQUEST, .id = 77},
+    };
+    (void)state;
+    for (size_t i = 0; i < LENGTH(transports); i++) {
+        struct pair pair;
+        char what[64];
+        pair_open(&pair, transports[i], i == 0);
+        kv_fill(&pair.of_owner, 5);
+        snprintf(what, sizeof(what), "keys and leases over %s", transports[i]);
+        sweep_begin(&pair.sweep, what);
+        relink(&pair);
+        for (bool struck = true; struck; move_on(&pair.sweep)) {
+            uint64_t lease = 0;
+            llm_lease_desc desc = {
+                .struct_size = sizeof(desc),
+                .cache_id = pair.of_owner.id,
+                .duration_ms = 600000,
+                .num_releases = 1,
+            };
+            kv_fill(&pair.of_user, 0);
+            arm(&pair.sweep);
+            assert_ok(llm_bind_cache_keys(pair.owner.dd, pair.of_owner.id, keys, 2));
+            assert_ok(llm_lease_open(pair.owner.dd, &desc, &lease));
+            assert_ok(llm_lease_renew(pair.owner.dd, lease, 600000));
+            llm_status status = find_and_pull(&pair, &keys[1], lease);
+            struck = disarm(&pair.sweep);
+            if (status != LLM_SUCCESS) {
+                assert_true(struck || pair.sweep.num_strays++ < STRAYS_MAX);
+                check_failed(&pair.sweep, status, LLM_FAILED);
+                struck = true;
+            } else {
+                assert_true(kv_slot_holds(&pair.of_user, 0, 1, 5, 0, 1));
+                assert_true(kv_slot_holds(&pair.of_user, 1, 2, 5, 1, 2));
+                assert_ok(llm_lease_wait(pair.owner.dd, lease, PATIENCE_MS));
+            }
+            assert_ok(llm_lease_close(pair.owner.dd, lease));
+            assert_ok(llm_remove_cache_key(pair.owner.dd, &keys[1]));
+            if (!are_linked(&pair))
+                relink(&pair);
+        }
+        sweep_end(&pair.sweep);
+        assert_true(pair.sweep.num_struck > 20);
+        unlink_both(&pair);
+        await_rest(&pair.sweep);
+        pair_close(&pair);
+    }
+}
+
 // ---- calls that need the system little ----
 
 static void
@@ -781,6 +862,7 @@ main(int argc, char **argv)
         KIT_TEST(test_set_role),
         KIT_TEST(test_link),
         KIT_TEST(test_unlink),
+        KIT_TEST(test_keys_and_leases),
         KIT_TEST(test_caches_and_copies),
         KIT_TEST(test_transfers_over_local),
         KIT_TEST(test_transfers_over_tcp),
