@@ -357,7 +357,7 @@ stopped_puller(bool registered, bool finalize)
     struct job job = {.peer = RAW_PROMPT,
                       .remote = kv.id,
                       .count = SLOTS,
-                      .repeat = 256,
+                      .repeat = 96,
                       .timeout_ms = 2 * PATIENCE_MS};
     other_begin(&puller, &job, 0);
     AWAIT(lli_links_is_read(&owner.dd->node, 0));
