@@ -1,17 +1,15 @@
-"""Caches: views, copies, keys, tasks; and transfers to await."""
+"""Caches: views, copies, tasks."""
 
-import asyncio
 import gc
 import threading
-import time
 
 import numpy as np
 import pytest
 
 import llm_datadist as ld
-from conftest import V2_OPTIONS, wait_for
-from llm_datadist import LLMStatusCode, aio
-from options_test import refused
+from conftest import V2_OPTIONS, cluster_info, wait_for
+from llm_datadist import LLMStatusCode
+from options_test import U64, refused
 
 DESC = ld.CacheDesc(4, [8, 16], ld.DataType.DT_FLOAT)
 
@@ -131,38 +129,12 @@ def test_v1_pull_arguments(pair):
     refused(lambda: manager.pull_cache(ld.CacheKeyByIdAndIndex(5, 1), cache),
             LLMStatusCode.LLM_NOT_YET_LINK)
     refused(lambda: manager.pull_cache(ld.CacheKey(1, 2, 0, 3), cache), text="exactly one")
-    # What the C library doesn't know yet is said, not faked.
-    missing = LLMStatusCode.LLM_FEATURE_NOT_ENABLED
-    refused(lambda: manager.pull_cache(ld.CacheKey(1, 2), cache), missing)
-    refused(lambda: manager.pull_blocks(ld.BlocksCacheKey(1), cache, [1], [1]), missing)
-    refused(lambda: manager.pull_cache(key, cache, src_cache_offset=1), missing)
-
-
-def test_keys_keep_memory(pair):
-    prompt, decoder = pair
-    manager = prompt.kv_cache_manager
-    keys = [ld.CacheKey(1, 11), ld.CacheKey(1, 2**64 - 1), ld.CacheKey(1, 12)]
-    cache = manager.allocate_cache(DESC, keys)
-    cache.numpy(0)[0] = 4
-    refused(lambda: manager.allocate_cache(DESC, [ld.CacheKey(9, 11)]),
-            LLMStatusCode.LLM_CACHE_KEY_EXIST)
-    refused(lambda: manager.allocate_cache(DESC, [ld.CacheKey(1, i) for i in range(9)]))
-    at = ld.CacheKeyByIdAndIndex(1, cache.cache_id)
-    target = decoder.kv_cache_manager.allocate_cache(DESC)
-    manager.deallocate_cache(cache)
-    decoder.kv_cache_manager.pull_cache(at, target)
-    assert (target.numpy(0)[0] == 4).all()
-    manager.remove_cache_key(keys[0])
-    decoder.kv_cache_manager.pull_cache(at, target)
-    manager.remove_cache_key(keys[2])
-    refused(lambda: decoder.kv_cache_manager.pull_cache(at, target),
-            LLMStatusCode.LLM_KV_CACHE_NOT_EXIST)
-    manager.remove_cache_key(keys[2])
-    blocks = manager.allocate_blocks_cache(DESC, ld.BlocksCacheKey(1, 3))
-    refused(lambda: manager.allocate_blocks_cache(DESC, ld.BlocksCacheKey(1, 3)),
-            LLMStatusCode.LLM_CACHE_KEY_EXIST)
-    manager.deallocate_cache(blocks)
-    manager.allocate_blocks_cache(DESC, ld.BlocksCacheKey(1, 3))
+    refused(lambda: manager.pull_cache(ld.CacheKey(1, 2**64 - 1), cache), text="exactly one")
+    gone = LLMStatusCode.LLM_KV_CACHE_NOT_EXIST
+    refused(lambda: manager.pull_cache(ld.CacheKey(1, 2), cache), gone)
+    refused(lambda: manager.pull_blocks(ld.BlocksCacheKey(1), cache, [1], [1]), gone)
+    with pytest.raises(ValueError):
+        manager.pull_blocks(ld.BlocksCacheKey(1, -1), cache, [1], [1])
 
 
 # ---- v2 ----
@@ -303,12 +275,32 @@ def test_tasks_refuse(task_pair):
     refused(lambda: manager.transfer_cache_async(source, Layers(), good, None, [1]))
     refused(lambda: manager.transfer_cache_async(source, Layers(), [
         ld.TransferConfig(2, [1])]))
-    plain = ld.TransferConfig(2, [1, 2, 3, 4])
-    refused(lambda: manager.transfer_cache_async(source, Layers(), [plain]),
-            LLMStatusCode.LLM_FEATURE_NOT_ENABLED)
-    assert plain.src_layer_range is None
     with pytest.raises(TypeError):
         manager.transfer_cache_async(source, None, good)
+
+
+def test_tasks_push_to_addresses(task_pair):
+    manager, source, target = task_pair
+    addrs, slot_bytes = target.per_device_tensor_addrs[0], 64
+    everything = ld.TransferConfig(2, [addr + 5 * slot_bytes for addr in addrs], None, 3)
+    one = ld.TransferConfig(2, addrs[:2], range(1, 2), 4)
+    task = manager.transfer_cache_async(source, Layers(), [everything, one])
+    assert task.get_results() == [LLMStatusCode.LLM_SUCCESS] * 2
+    # Counted from the start of the range: source layer 1 to the first two addresses.
+    for t in range(4):
+        assert (target.numpy(t)[5] == 3 + 10 * t).all()
+        assert (target.numpy(t)[0] == (24 + 10 * t if t < 2 else -1)).all()
+    assert everything.src_layer_range is None
+    task = manager.transfer_cache_async(source, Layers(), [everything], [1, 2], [3, 0])
+    # Blocks are counted from the address.
+    assert task.get_results() == [LLMStatusCode.LLM_PARAM_INVALID]
+    task = manager.transfer_cache_async(source, Layers(), [ld.TransferConfig(2, addrs)], [1, 2], [3, 0])
+    assert task.synchronize() == LLMStatusCode.LLM_SUCCESS
+    assert (target.numpy(3)[3] == 31).all() and (target.numpy(3)[0] == 32).all()
+    for wrong in (1, addrs[0] + 7 * slot_bytes + 4, U64):
+        task = manager.transfer_cache_async(source, Layers(), [
+            ld.TransferConfig(2, [addrs[0], wrong], range(0, 1))])
+        assert task.synchronize() == LLMStatusCode.LLM_PARAM_INVALID
 
 
 def test_finalize_stops_tasks(task_pair, pair):
@@ -333,57 +325,21 @@ def test_a_task_cuts_a_slot_into_blocks(pair_v2):
     assert target.numpy(0)[[9, 4]].ravel().tolist() == list(range(16))
 
 
-# ---- aio ----
-
-def test_aio(engines):
-    prompt = engines(ld.LLMRole.PROMPT, 1, {"ge.exec.deviceId": "0",
-                                            "llm.listenIpInfo": "127.0.0.1:0"})
-    decoder = engines(ld.LLMRole.DECODER, 2)
-    source = prompt.kv_cache_manager.allocate_cache(DESC)
-    target = decoder.kv_cache_manager.allocate_cache(DESC)
-    for t in range(4):
-        source.numpy(t)[:] = np.arange(8).reshape(8, 1)
-        target.numpy(t)[:] = -1
-
-    async def main():
-        link = await aio.link(decoder, 1, ("127.0.0.1", prompt.listen_port()))
-        await asyncio.gather(*(link.pull(source.cache_id, target, src_blocks=[i], dst_blocks=[7 - i])
-                               for i in range(8)))
-        assert target.numpy(3)[:, 0].tolist() == [7, 6, 5, 4, 3, 2, 1, 0]
-        await link.pull(source.cache_id, target, src_slot=2, dst_slot=0, notification=b"done")
-        assert (target.numpy(0)[0] == 2).all()
-        async for cluster_id, text in aio.notifications(prompt):
-            assert (cluster_id, text) == (2, b"done")
-            break
-        with pytest.raises(ld.LLMException) as raised:
-            await link.pull(99, target)
-        assert raised.value.status_code == LLMStatusCode.LLM_KV_CACHE_NOT_EXIST
-        await aio.Link(prompt, 2).push(target.cache_id, source, src_slot=5, dst_slot=6,
-                                       src_layers=range(0, 1), dst_layers=range(1, 2))
-        assert (target.numpy(2)[6] == 5).all()
-        await link.close()
-
-    asyncio.run(main())
-    assert decoder.links() == []
-
-
-def test_aio_cancels(engines, peers):
-    patient = {"llm.LivenessTime": "60000", "llm.SyncKvCacheWaitTime": "30000",
-               "llm.Transports": "tcp"}
-    peer = peers(role="PROMPT", cluster_id=1, shape=[8, 16], options=dict(
-        patient, **{"ge.exec.deviceId": "0", "llm.listenIpInfo": "127.0.0.1:0"}))
-    decoder = engines(ld.LLMRole.DECODER, 2, None, **patient)
-    cache = decoder.kv_cache_manager.allocate_cache(DESC)
-
-    async def main():
-        link = await aio.link(decoder, 1, ("127.0.0.1", peer.info["port"]))
-        peer.stop()
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(link.pull(peer.info["cache_id"], cache), 0.1)
-
-    before = time.monotonic()
-    asyncio.run(main())
-    assert time.monotonic() - before < 5
+def test_v2_tasks_push_to_addresses(engines):
+    options = dict(V2_OPTIONS, **{"llm.EnableRemoteCacheAccessible": "0"})
+    one = engines(ld.LLMRole.PROMPT, 1, options, **{"llm.listenIpInfo": "127.0.0.1:0"})
+    two = engines(ld.LLMRole.DECODER, 2, options)
+    assert two.link_clusters([cluster_info(1, one.listen_port())])[0] == 0
+    source = one.cache_manager.allocate_cache(DESC)
+    target = two.cache_manager.allocate_blocks_cache(ld.CacheDesc(4, [32, 8], ld.DataType.DT_FLOAT))
+    source.numpy(2)[6] = np.arange(16)
+    task = one.cache_manager.transfer_cache_async(
+        source, Layers(), [ld.TransferConfig(2, target.tensor_addrs[:2], range(1, 2), 6)], None,
+        [9, 4], 32)
+    assert task.synchronize() == LLMStatusCode.LLM_SUCCESS
+    assert target.numpy(0)[[9, 4]].ravel().tolist() == list(range(16))
+    with pytest.raises(TypeError):
+        one.cache_manager.transfer_cache_async(source, Layers(), [config(target, range(1), range(1))])
 
 
 def test_nothing_of_an_engine_is_left(engines):

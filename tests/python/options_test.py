@@ -2,6 +2,8 @@
 
 import inspect
 import json
+import os
+import re
 import subprocess
 import sys
 
@@ -74,6 +76,35 @@ def test_enums():
              "DT_UINT16": 7, "DT_UINT8": 4, "DT_INT32": 3, "DT_INT64": 9, "DT_UINT32": 8,
              "DT_UINT64": 10, "DT_BOOL": 12, "DT_DOUBLE": 11, "DT_STRING": 13}
     assert {t.name: t.value for t in ld.DataType} == types
+
+
+def header():
+    """The C library's; the tests stand beside it."""
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    path = os.path.join(root, "include", "llm_datadist", "llm_datadist_c.h")
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def test_every_status_of_the_library_has_a_name():
+    statuses = re.findall(r"X\((LLM_\w+), (0x\w+)u", header())
+    assert len(statuses) > 30
+    for name, number in statuses:
+        code = LLMStatusCode(int(number, 16))
+        # These are the original's names in Python.
+        assert code.name == {"LLM_WAIT_PROC_TIMEOUT": "LLM_WAIT_PROCESS_TIMEOUT",
+                             "LLM_SEQ_LEN_OVER_LIMIT": "LLM_SEQ_LENOVERLIMIT",
+                             "LLM_CACHE_KEY_ALREADY_EXIST": "LLM_CACHE_KEY_EXIST"}.get(name, name)
+
+
+def test_every_option_of_the_library_gets_there():
+    keys = re.findall(r'#define LLM_OPTION_\w+ "(llm\.\w+)"', header())
+    assert len(keys) > 10
+    given = {"llm.DeviceId": "0", "llm.ListenIpInfo": "127.0.0.1:0", "llm.EnableCacheManager": "1"}
+    options = read_options(dict({key: "{}" for key in keys}, **given), False, {}).native
+    v1 = read_options(dict({key: "{}" for key in ("llm.BufPoolCfg",)}, **{"llm.DeviceId": "0"}), False,
+                      {}).native
+    assert set(keys) == set(options) | set(v1)
 
 
 def test_exceptions():

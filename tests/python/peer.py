@@ -21,6 +21,10 @@ def fill(views):
         view[:] = np.arange(view.shape[0]).reshape(-1, 1) + 100 * t
 
 
+def manager_of(datadist, v2):
+    return datadist.cache_manager if v2 else datadist.kv_cache_manager
+
+
 def setup(role, cluster_id, options, shape, num_tensors=4, v2=False):
     datadist = ld.LLMDataDist(ld.LLMRole[role], cluster_id)
     datadist.init(options)
@@ -29,21 +33,67 @@ def setup(role, cluster_id, options, shape, num_tensors=4, v2=False):
     if v2:
         memory = [np.zeros(shape, np.float32) for _ in range(num_tensors)]
         cache = datadist.cache_manager.register_blocks_cache(desc, [m.ctypes.data for m in memory])
+        addrs = cache.tensor_addrs
     else:
         cache = datadist.kv_cache_manager.allocate_blocks_cache(desc)
+        addrs = cache.per_device_tensor_addrs[0]
     views = [cache.numpy(t) for t in range(num_tensors)]
     fill(views)
     try:
         port = datadist.listen_port()
     except ld.LLMException:
         port = 0
-    return datadist, cache, views, memory, {"cache_id": cache.cache_id, "port": port,
+    return datadist, cache, views, memory, {"cache_id": cache.cache_id, "port": port, "addrs": addrs,
                                             "pid": os.getpid()}
+
+
+class More:
+    """Caches beside the first one."""
+
+    def __init__(self, manager, cluster_id):
+        self.manager, self.cluster_id, self.caches = manager, cluster_id, {}
+
+    def allocate(self, shape, keys=(), blocks_model=None, num_tensors=4, seq_len_dim_index=-1):
+        """keys: [[request, model, prefix], ...].  The new cache's id, or why there is none."""
+        desc = ld.CacheDesc(num_tensors, shape, ld.DataType.DT_FLOAT,
+                            seq_len_dim_index=seq_len_dim_index)
+        try:
+            if blocks_model is not None:
+                cache = self.manager.allocate_blocks_cache(
+                    desc, ld.BlocksCacheKey(self.cluster_id, blocks_model))
+            else:
+                cache = self.manager.allocate_cache(
+                    desc, [ld.CacheKey(self.cluster_id, *key) for key in keys])
+        except ld.LLMException as error:
+            return error.status_code.name
+        fill([cache.numpy(t) for t in range(num_tensors)])
+        self.caches[cache.cache_id] = cache
+        return cache.cache_id
+
+    def deallocate(self, cache_id):
+        cache = self.caches.pop(cache_id)
+        if isinstance(cache, ld.Cache) and cache.is_blocks_cache:
+            self.manager.deallocate_blocks_cache(cache)
+        else:
+            self.manager.deallocate_cache(cache)
+
+    def remove_key(self, key):
+        self.manager.remove_cache_key(ld.CacheKey(self.cluster_id, *key))
+
+    def pull(self, cluster, key, into):
+        """A status' name."""
+        try:
+            self.manager.pull_cache(ld.CacheKey(cluster, *key), into)
+        except ld.LLMException as error:
+            return error.status_code.name
+        return "LLM_SUCCESS"
 
 
 def main():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    datadist, cache, views, memory, answer = setup(**json.loads(sys.stdin.readline()))
+    first = json.loads(sys.stdin.readline())
+    datadist, cache, views, memory, answer = setup(**first)
+    more = More(manager_of(datadist, first.get("v2", False)), first["cluster_id"])
     comms = []
     while True:
         answers.write(json.dumps(answer) + "\n")
@@ -72,6 +122,10 @@ def main():
                 question["cluster"], question["cache_id"]), None, blocks, blocks)
             os.kill(os.getpid(), signal.SIGSTOP)
             answer = None
+        elif what in ("allocate", "deallocate", "remove_key"):
+            answer = getattr(more, what)(**question)
+        elif what == "pull":
+            answer = more.pull(into=cache, **question)
         elif what == "hold_gil":
             # A peer that computes: nothing of it may be needed for a pull.
             sys.setswitchinterval(1000)

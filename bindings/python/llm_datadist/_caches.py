@@ -1,6 +1,5 @@
-"""Caches as Python holds them, and the table of their keys."""
+"""Caches as Python holds them."""
 
-import threading
 import typing
 import weakref
 
@@ -9,7 +8,7 @@ import numpy as np
 from . import _core
 from ._check import check_isinstance, check_uint32, check_uint64
 from ._status import LLMException, LLMStatusCode, raise_if_false
-from ._types import (BlocksCacheKey, CacheDesc, CacheKey, INVALID_ID, Placement, view_dtype)
+from ._types import CacheDesc, Placement, view_dtype
 
 if typing.TYPE_CHECKING:
     from ._managers import _Manager
@@ -155,75 +154,3 @@ def _check_cpu_addrs(desc: CacheDesc, addrs: typing.Any) -> typing.List[int]:
             check_uint64("addrs", addr)
         flat += one
     return flat
-
-
-class _Entry:
-    """What keeps one cache's memory: its id until it is deallocated, and its keys."""
-
-    def __init__(self) -> None:
-        self.has_id = True
-        self.keys: typing.Set[tuple] = set()
-
-
-class KeyTable:
-    """This process' keys.  The C library doesn't know them yet: peers can't ask for them."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._entries: typing.Dict[int, _Entry] = {}
-        self._owners: typing.Dict[tuple, int] = {}
-
-    @staticmethod
-    def _name(key: typing.Union[CacheKey, BlocksCacheKey]) -> typing.Optional[tuple]:
-        if isinstance(key, BlocksCacheKey):
-            return ("blocks", key.model_id)
-        if key.prefix_id != INVALID_ID:
-            return ("prefix", key.prefix_id, key.model_id)
-        return None if key.req_id == INVALID_ID else ("request", key.req_id, key.model_id)
-
-    def check(self, keys: typing.Sequence[typing.Union[CacheKey, BlocksCacheKey]]) -> None:
-        """Raises if a key is bound already."""
-        with self._lock:
-            for key in keys:
-                owner = self._owners.get(self._name(key)) if self._name(key) else None
-                raise_if_false(owner is None, "{} is bound to cache {} already", key, owner,
-                               status_code=LLMStatusCode.LLM_CACHE_KEY_EXIST)
-
-    def add(self, cache_id: int, keys: typing.Sequence[typing.Union[CacheKey, BlocksCacheKey]]
-            ) -> None:
-        with self._lock:
-            entry = self._entries.setdefault(cache_id, _Entry())
-            for key in keys:
-                name = self._name(key)
-                if name is not None:
-                    self._owners[name] = cache_id
-                    entry.keys.add(name)
-
-    def drop_key(self, key: typing.Union[CacheKey, BlocksCacheKey]) -> typing.Optional[int]:
-        """The cache that nothing keeps any more, if there is one."""
-        with self._lock:
-            cache_id = self._owners.pop(self._name(key), None)
-            if cache_id is None:
-                return None
-            entry = self._entries[cache_id]
-            entry.keys.discard(self._name(key))
-            return self._end(cache_id, entry)
-
-    def drop_id(self, cache_id: int, with_keys: bool) -> bool:
-        """Whether the cache's memory may go now."""
-        with self._lock:
-            entry = self._entries.get(cache_id)
-            if entry is None:
-                return True
-            entry.has_id = False
-            if with_keys:
-                for name in entry.keys:
-                    del self._owners[name]
-                entry.keys.clear()
-            return self._end(cache_id, entry) is not None
-
-    def _end(self, cache_id: int, entry: _Entry) -> typing.Optional[int]:
-        if entry.has_id or entry.keys:
-            return None
-        del self._entries[cache_id]
-        return cache_id

@@ -249,7 +249,7 @@ class EngineOptions(typing.NamedTuple):
 # Options that mean the same to the C library, its own ones included.
 _SAME = (SYNC_WAIT_TIME, ENABLE_SWITCH_ROLE, LOCAL_COMM_RES, TRANSFER_BACKEND,
          GLOBAL_RESOURCE_CONFIG, "llm.DeviceType", "llm.Transports", "llm.LivenessTime",
-         "llm.TcpConnections", "llm.CopyThreads", "llm.LogLevel")
+         "llm.TcpConnections", "llm.CopyThreads", "llm.Checksum", "llm.LogLevel")
 
 
 def _pool_bytes(key: str, text: str) -> int:

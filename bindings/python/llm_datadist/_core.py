@@ -17,11 +17,13 @@ from ._native import Blocks as NativeBlocks
 from ._native import Cache as NativeCache
 from ._native import Index as NativeIndex
 from ._native import Param as NativeParam
+from ._native import Progress as NativeProgress
 from ._status import LLMStatusCode, handle_llm_status, last_error, to_code
 
 Blocks = typing.Union[typing.Sequence[int], range, "np.ndarray", "array.array"]
 
-PULL_CACHE, PULL_BLOCKS = _native.PULL_CACHE, _native.PULL_BLOCKS
+PULL_CACHE, PULL_BLOCKS, PULL_TO_BLOCKS = (_native.PULL_CACHE, _native.PULL_BLOCKS,
+                                           _native.PULL_TO_BLOCKS)
 PUSH_CACHE, PUSH_BLOCKS = _native.PUSH_CACHE, _native.PUSH_BLOCKS
 
 # So long an interrupted push waits for its peer to confirm that no more bytes land.
@@ -42,16 +44,14 @@ def block_list(name: str, blocks: Blocks) -> NativeBlocks:
 
 
 def transfer_param(src_layers: typing.Optional[range], dst_layers: typing.Optional[range],
-                   tensor_num_per_layer: int = 2, timeout_ms: int = 0,
-                   notification: typing.Optional[bytes] = None) -> typing.Optional[NativeParam]:
-    """What C calls the parameters; None for all layers and nothing else."""
-    if (not src_layers and not dst_layers and tensor_num_per_layer == 2 and timeout_ms == 0 and
-            notification is None):
+                   tensor_num_per_layer: int = 2, **more: typing.Any
+                   ) -> typing.Optional[NativeParam]:
+    """What C calls the parameters, with `more` of Param's; None for all layers and nothing else."""
+    if not src_layers and not dst_layers and tensor_num_per_layer == 2 and not more:
         return None
     return NativeParam(src_layers=(src_layers[0], src_layers[-1]) if src_layers else (-1, -1),
                        dst_layers=(dst_layers[0], dst_layers[-1]) if dst_layers else (-1, -1),
-                       tensor_num_per_layer=tensor_num_per_layer, timeout_ms=timeout_ms,
-                       notification=notification)
+                       tensor_num_per_layer=tensor_num_per_layer, **more)
 
 
 def _encode(options: typing.Dict[str, str]) -> typing.List[typing.Tuple[bytes, bytes]]:
@@ -157,6 +157,12 @@ class Engine:
         self._must(self.native.register(cache), "register_cache")
         return cache
 
+    def bind_keys(self, cache_id: int, keys: typing.List[typing.Tuple[int, int, int]]) -> None:
+        self._must(self.native.bind_keys(cache_id, keys), "cache_keys")
+
+    def remove_key(self, key: typing.Tuple[int, int, int]) -> None:
+        self._must(self.native.remove_key(key), "remove_cache_key")
+
     def unregister(self, cache_id: int) -> None:
         # Short unless a peer hangs in the middle of a pull.
         status, error = self._interruptible(lambda: self.native.unregister(cache_id))
@@ -212,6 +218,9 @@ class Engine:
         status, clusters = self.native.links()
         self._must(status, "links")
         return clusters
+
+    def check_link(self, cluster_id: int) -> None:
+        self._must(self.native.check_link(cluster_id), "check_link_status")
 
     def listen_port(self, device_index: int = 0) -> int:
         status, port = self.native.listen_port(device_index)

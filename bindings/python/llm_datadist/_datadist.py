@@ -222,12 +222,7 @@ class LLMDataDist:
                       "check_link_status is not supported when llm.EnableCacheManager is 1")
         raise_if_false(self._role == LLMRole.DECODER, "check_link_status is not supported by {}",
                        self._role)
-        info = engine.link_info(remote_cluster_id)
-        raise_if_true(info is None, "there is no link to cluster {}", remote_cluster_id,
-                      status_code=LLMStatusCode.LLM_NOT_YET_LINK)
-        assert info is not None
-        raise_if_false(info["state"] == "ready", "the link to cluster {} is broken: {}",
-                       remote_cluster_id, info["reason"], status_code=LLMStatusCode.LLM_LINK_FAILED)
+        engine.check_link(remote_cluster_id)
 
     def link(self, comm_name: str, cluster_rank_info: typing.Dict[int, int], rank_table: str) -> int:
         """Links 2 to 4 clusters with each other; all of them call this with the same arguments.

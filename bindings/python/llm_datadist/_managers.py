@@ -6,7 +6,7 @@ import typing
 import weakref
 
 from . import _core
-from ._caches import Cache, KeyTable, KvCache, _AnyCache, native_struct
+from ._caches import Cache, KvCache, _AnyCache
 from ._check import (check_dict, check_int64, check_isinstance, check_keywords, check_uint32,
                      check_uint64)
 from ._config import EngineOptions
@@ -15,7 +15,7 @@ from ._tasks import (CacheTask, Item, LayerSynchronizer, TransferConfig,
                      TransferWithCacheKeyConfig)
 from ._tensor import Tensor, TensorDesc
 from ._types import (AnyKey, BlocksCacheKey, CacheDesc, CacheKey, CacheKeyByIdAndIndex, DataType,
-                     INVALID_ID, LLMRole, MemInfo, Memtype, Placement, stride)
+                     INVALID_ID, LLMRole, MemInfo, Memtype, Placement, native_key, stride)
 
 Blocks = _core.Blocks
 _LAYER_KEYWORDS = ("src_layer_range", "dst_layer_range", "tensor_num_per_layer")
@@ -52,7 +52,6 @@ class _Manager:
         self._engine = engine
         self._options = options
         self._role = role
-        self._keys = KeyTable()
         self._initialized = True
         self._tasks: "weakref.WeakSet[CacheTask]" = weakref.WeakSet()
 
@@ -80,13 +79,21 @@ class _Manager:
 
     @staticmethod
     def _locate(key: AnyKey) -> _core.NativeIndex:
-        """What C calls a peer's key: peers can be asked for ids only."""
+        """What C calls a peer's key."""
         if isinstance(key, CacheKeyByIdAndIndex):
             return _core.NativeIndex(key._cluster_id, key._cache_id, key._batch_index)
-        raise_if_false(False, "{}: a peer's cache can't be found by its key yet, only by its id: "
-                       "CacheKeyByIdAndIndex", key,
-                       status_code=LLMStatusCode.LLM_FEATURE_NOT_ENABLED)
-        raise AssertionError
+        return _core.NativeIndex(key._cluster_id, 0, 0, 0, native_key(key))
+
+    def _bind(self, native: _core.NativeCache, keys: typing.Sequence[typing.Any],
+              undo: typing.Callable[[int], None]) -> None:
+        """Names a new cache; if a name is taken already, `undo` ends it."""
+        if not keys:
+            return
+        try:
+            self._engine.bind_keys(native.cache_id, [native_key(key) for key in keys])
+        except BaseException:
+            undo(native.cache_id)
+            raise
 
     @staticmethod
     def _check_cache_key(key: AnyKey) -> None:
@@ -96,8 +103,8 @@ class _Manager:
 
     # ---- transfers ----
 
-    def _param(self, local: CacheDesc, keywords: typing.Mapping[str, typing.Any], local_is_src: bool
-               ) -> typing.Any:
+    def _param(self, local: CacheDesc, keywords: typing.Mapping[str, typing.Any], local_is_src: bool,
+               **more: typing.Any) -> typing.Optional[_core.NativeParam]:
         if not keywords:
             return None
         src = _layers("src_layer_range", keywords.get("src_layer_range"))
@@ -105,7 +112,8 @@ class _Manager:
         per_layer = keywords.get("tensor_num_per_layer", 2)
         _check_per_layer(per_layer)
         if src is None and dst is None:
-            return None  # all layers, however many tensors one has
+            # All layers, however many tensors one has.
+            return _core.transfer_param(None, None, **more)
         # Where one range is given, "all tensors" of the local side is a range too.
         raise_if_false(local.num_tensors % per_layer == 0,
                        "{} tensors can't be divided into layers of {}", local.num_tensors, per_layer)
@@ -116,16 +124,29 @@ class _Manager:
             dst = dst or everything
         raise_if_true(src and dst and len(src) != len(dst),
                       "src_layer_range {} and dst_layer_range {} must have the same length", src, dst)
-        return _core.transfer_param(src, dst, per_layer)
+        return _core.transfer_param(src, dst, per_layer, **more)
 
     def _pull_cache(self, cache_key: AnyKey, cache: _AnyCache, batch_index: int, size: int,
                     keywords: typing.Mapping[str, typing.Any]) -> None:
         check_uint32("batch_index", batch_index)
         _check_size(size)
         self._check_cache_key(cache_key)
-        param = self._param(cache.cache_desc, keywords, False)
+        param = self._param(cache.cache_desc, keywords, False, **self._offsets(keywords))
         self._engine.transfer("pull_cache", _core.PULL_CACHE, cache._struct(),
                               self._locate(cache_key), param, batch_index, size)
+
+    @staticmethod
+    def _offsets(keywords: typing.Mapping[str, typing.Any]) -> typing.Dict[str, typing.Any]:
+        """Of Param's.  An offset that is given, be it 0, leaves the key where it is."""
+        given = {}
+        for name, offset in (("src_offset", keywords.get("src_cache_offset")),
+                             ("dst_offset", keywords.get("dst_cache_offset"))):
+            if offset is not None:
+                check_uint64(name, offset)
+                given[name] = offset
+        if given:
+            given["keep_key"] = True
+        return given
 
     def _pull_blocks(self, cache_key: AnyKey, cache: _AnyCache, src_blocks: Blocks,
                      dst_blocks: Blocks, keywords: typing.Mapping[str, typing.Any]) -> None:
@@ -254,10 +275,6 @@ class _Manager:
                 raise_if_false(len(config.dst_addrs) == 2 * len(layers),
                                "there are {} dst_addrs for {} layers, expected {}",
                                len(config.dst_addrs), len(layers), 2 * len(layers))
-                raise_if_false(False, "TransferConfig: a peer's cache can't be reached by its "
-                               "addresses yet, only by its id: TransferWithCacheKeyConfig",
-                               status_code=LLMStatusCode.LLM_FEATURE_NOT_ENABLED)
-        places = [self._locate(config.cache_key) for config in transfer_configs]
 
         native, spread, at_end = src_cache._struct(), None, lambda: None
         if dst_count > 0 and src_count == 0:
@@ -267,25 +284,29 @@ class _Manager:
                            "dst_block_memory_size {} must be the source's block size {}",
                            dst_block_memory_size, stride(desc))
 
-        def make_push(config: TransferWithCacheKeyConfig, index: _core.NativeIndex
-                      ) -> typing.Callable[[int, int], None]:
+        def make_item(config: typing.Any) -> Item:
+            layers = config.src_layer_range or range(num_layers)
             blocks = src_list if spread is None else spread(config.src_batch_index)
+            by_address = isinstance(config, TransferConfig)
+            index = None if by_address else self._locate(config.cache_key)
 
             def push(src_layer: int, dst_layer: int) -> None:
+                there = index or _core.NativeIndex(config.dst_cluster_id, 0, 0, 0, None,
+                                                   config.dst_addrs[2 * dst_layer:2 * dst_layer + 2])
+                # Addresses need no destination layers, but as many.
                 param = _core.transfer_param(range(src_layer, src_layer + 1),
                                              range(dst_layer, dst_layer + 1))
                 if dst_count > 0:
-                    self._engine.transfer("transfer_cache", _core.PUSH_BLOCKS, native, index, param,
+                    self._engine.transfer("transfer_cache", _core.PUSH_BLOCKS, native, there, param,
                                           blocks, dst_list)
                 else:
-                    self._engine.transfer("transfer_cache", _core.PUSH_CACHE, native, index, param,
+                    self._engine.transfer("transfer_cache", _core.PUSH_CACHE, native, there, param,
                                           config.src_batch_index, -1)
 
-            return push
+            return Item(layers, range(len(layers)) if by_address else config.dst_layer_range, push)
 
         try:
-            items = [Item(config.src_layer_range, config.dst_layer_range, make_push(config, at))
-                     for config, at in zip(transfer_configs, places)]
+            items = [make_item(config) for config in transfer_configs]
             task = CacheTask(items, layer_synchronizer, self._timeout_code, at_end)
         except BaseException:
             at_end()
@@ -358,17 +379,16 @@ class KvCacheManager(_Manager):
         self._check_device("cache_desc", typing.cast(_AnyCache, _DescOnly(desc)))
         raise_if_false(is_blocks or len(keys) <= desc.shape[0],
                        "there are {} cache_keys for {} batch slots", len(keys), desc.shape[0])
-        self._keys.check(keys)
         native = self._engine.allocate(desc.num_tensors, desc.shape, desc.data_type.value,
                                        int(desc.placement), self._options.num_devices)
-        cache = KvCache(desc, native, is_blocks, self)
-        self._keys.add(cache.cache_id, keys)
-        return cache
+        self._bind(native, keys, self._engine.deallocate)
+        return KvCache(desc, native, is_blocks, self)
 
     def deallocate_cache(self, cache: KvCache) -> None:
         """Frees a cache; one that was freed before stays so.
 
-        Memory that keys name is kept until they are removed; a blocks cache goes with its key."""
+        Memory that keys name is kept until the last of them was pulled or removed, for pulls by key
+        alone; a blocks cache goes with its key."""
         self._check_cache("cache", cache)
         self._check_device("cache", cache)
         self._check_alive()
@@ -377,17 +397,14 @@ class KvCacheManager(_Manager):
 
     def _release(self, cache: _AnyCache) -> None:
         cache._spend()
-        if self._keys.drop_id(cache.cache_id, with_keys=cache._is_blocks):
-            self._engine.deallocate(cache.cache_id)
+        self._engine.deallocate(cache.cache_id)
 
     def remove_cache_key(self, cache_key: CacheKey) -> None:
         """Removes a key; an unknown one is no mistake."""
         check_isinstance("cache_key", cache_key, CacheKey, allow_none=False)
         self._check_alive()
         self._check_role("remove_cache_key", LLMRole.PROMPT)
-        freed = self._keys.drop_key(cache_key)
-        if freed is not None:
-            self._engine.deallocate(freed)
+        self._engine.remove_key(native_key(cache_key))
 
     # ---- transfers ----
 
@@ -395,21 +412,17 @@ class KvCacheManager(_Manager):
                    batch_index: int = 0, size: int = -1, **kwargs: typing.Any) -> None:
         """Copies a batch slot of a prompt's cache into slot `batch_index` of `kv_cache`.
 
-        size: bytes per tensor, -1 for the whole slot.  Keywords: src_layer_range and dst_layer_range
-        (range of layers, step 1), tensor_num_per_layer (2), src_cache_offset and dst_cache_offset
-        (only 0 so far).
+        size: bytes per tensor, which arrive whatever the owner's seq_len_dim_index is; -1 for the whole
+        slot of `kv_cache`.  Keywords: src_layer_range and dst_layer_range (range of layers, step 1),
+        tensor_num_per_layer (2), src_cache_offset and dst_cache_offset (bytes into the slots).
+
+        A CacheKey with a req_id is consumed, unless an offset is given; a pull of some layers consumes
+        these, and the last of them the key.
         """
         check_isinstance("cache_key", cache_key, [CacheKey, CacheKeyByIdAndIndex], allow_none=False)
         self._check_cache("kv_cache", kv_cache)
         check_keywords("pull_cache", kwargs,
                        _LAYER_KEYWORDS + ("src_cache_offset", "dst_cache_offset"))
-        for name in ("src_cache_offset", "dst_cache_offset"):
-            offset = kwargs.get(name)
-            check_isinstance(name, offset, int)
-            if offset is not None:
-                check_uint64(name, offset)
-                raise_if_false(offset == 0, "{} is not supported yet", name,
-                               status_code=LLMStatusCode.LLM_FEATURE_NOT_ENABLED)
         self._check_alive()
         self._check_role("pull_cache", LLMRole.DECODER)
         self._pull_cache(cache_key, kv_cache, batch_index, size, kwargs)
@@ -441,8 +454,9 @@ class KvCacheManager(_Manager):
         self._check_role("push_cache", LLMRole.PROMPT)
         self._push_cache(dst_cache_key, src_cache, src_batch_index, size, kwargs)
 
-    def push_blocks(self, dst_cache_key: CacheKeyByIdAndIndex, src_cache: KvCache,
-                    src_blocks: Blocks = (), dst_blocks: Blocks = (), **kwargs: typing.Any) -> None:
+    def push_blocks(self, dst_cache_key: typing.Union[BlocksCacheKey, CacheKeyByIdAndIndex],
+                    src_cache: KvCache, src_blocks: Blocks = (), dst_blocks: Blocks = (),
+                    **kwargs: typing.Any) -> None:
         """Copies blocks to a decoder's cache.  The original has this in v2 mode only."""
         check_isinstance("dst_cache_key", dst_cache_key, [BlocksCacheKey, CacheKeyByIdAndIndex],
                          allow_none=False)
@@ -460,7 +474,8 @@ class KvCacheManager(_Manager):
             dst_block_memory_size: typing.Optional[int] = None) -> CacheTask:
         """Pushes layer by layer, as soon as `layer_synchronizer` says that a layer is computed.
 
-        transfer_configs: of TransferWithCacheKeyConfig, which the original takes in v2 mode only.
+        transfer_configs: of TransferConfig, or of TransferWithCacheKeyConfig, which the original takes
+        in v2 mode only.
         """
         check_isinstance("src_cache", src_cache, KvCache, allow_none=False)
         check_isinstance("layer_synchronizer", layer_synchronizer, LayerSynchronizer,
@@ -573,22 +588,20 @@ class CacheManager(_Manager):
         raise_if_false(all(addrs), "an address must not be 0")
         raise_if_true(remote_accessible and self._linked,
                       "remote_accessible can't be True after link")
-        self._keys.check(keys)
         native = self._engine.register(desc.num_tensors, desc.shape, desc.data_type.value,
                                        int(desc.placement), addrs)
-        return self._made(Cache(desc, native, is_blocks, self), keys, "registered")
+        self._bind(native, keys, self._engine.unregister)
+        return self._made(Cache(desc, native, is_blocks, self), "registered")
 
-    def _made(self, cache: Cache, keys: typing.Sequence[typing.Any], kind: str) -> Cache:
-        self._keys.add(cache.cache_id, keys)
+    def _made(self, cache: Cache, kind: str) -> Cache:
         with self._lock:
             self._kinds[cache.cache_id] = kind
         return cache
 
     def unregister_cache(self, cache_id: int) -> None:
-        """Ends a registration; afterwards the memory is the caller's alone.  Links may stand."""
+        """Ends a registration and its keys; then the memory is the caller's alone.  Links may stand."""
         check_int64("cache_id", cache_id)
         self._check_alive()
-        self._keys.drop_id(cache_id, with_keys=True)
         self._engine.unregister(cache_id)
         with self._lock:
             self._kinds.pop(cache_id, None)
@@ -618,12 +631,12 @@ class CacheManager(_Manager):
         raise_if_false(self._options.host_pool_bytes > 0 if on_host else self._options.device_pool,
                        "allocation needs {}",
                        "llm.HostMemPoolConfig" if on_host else "llm.MemPoolConfig")
-        self._keys.check(keys)
         if on_host:
             return self._allocate_host(desc, keys, is_blocks)
         native = self._engine.allocate(desc.num_tensors, desc.shape, desc.data_type.value,
                                        int(desc.placement), self._options.num_devices)
-        return self._made(Cache(desc, native, is_blocks, self), keys, "allocated")
+        self._bind(native, keys, self._engine.deallocate)
+        return self._made(Cache(desc, native, is_blocks, self), "allocated")
 
     def _allocate_host(self, desc: CacheDesc, keys: typing.Sequence[typing.Any], is_blocks: bool
                        ) -> Cache:
@@ -640,16 +653,19 @@ class CacheManager(_Manager):
             native = self._engine.register(
                 desc.num_tensors, desc.shape, desc.data_type.value, int(desc.placement),
                 [start + i * tensor_bytes for i in range(desc.num_tensors)])
+            self._bind(native, keys, self._engine.unregister)
         except BaseException:
             with self._lock:
                 self._host_bytes -= size
             raise
         with self._lock:
             self._host_sizes[native.cache_id] = size
-        return self._made(Cache(desc, native, is_blocks, self, memory), keys, "host")
+        return self._made(Cache(desc, native, is_blocks, self, memory), "host")
 
     def deallocate_cache(self, cache: Cache) -> None:
-        """Frees a cache of batch slots that was allocated; one that was freed before stays so."""
+        """Frees a cache of batch slots that was allocated; one that was freed before stays so.
+
+        On the device, memory that keys name is kept until the last of them was pulled or removed."""
         self._check_cache("cache", cache)
         raise_if_true(cache.is_blocks_cache, "deallocate_cache doesn't take blocks caches")
         self._deallocate(cache)
@@ -670,30 +686,20 @@ class CacheManager(_Manager):
         self._release(cache)
 
     def _release(self, cache: _AnyCache) -> None:
-        if self._kinds.get(cache.cache_id) == "registered":
-            cache._spend()
-            self.unregister_cache(cache.cache_id)
-            return
         cache._spend()
-        if self._keys.drop_id(cache.cache_id, with_keys=cache._is_blocks):
-            self._free(cache.cache_id)
-
-    def _free(self, cache_id: int) -> None:
         with self._lock:
-            kind = self._kinds.pop(cache_id, None)
-            self._host_bytes -= self._host_sizes.pop(cache_id, 0)
+            kind = self._kinds.pop(cache.cache_id, None)
+            self._host_bytes -= self._host_sizes.pop(cache.cache_id, 0)
         if kind == "allocated":
-            self._engine.deallocate(cache_id)
-        elif kind == "host":
-            self._engine.unregister(cache_id)
+            self._engine.deallocate(cache.cache_id)
+        elif kind is not None:
+            self._engine.unregister(cache.cache_id)
 
     def remove_cache_key(self, cache_key: CacheKey) -> None:
         """Removes a key; an unknown one is no mistake."""
         check_isinstance("cache_key", cache_key, CacheKey, allow_none=False)
         self._check_alive()
-        freed = self._keys.drop_key(cache_key)
-        if freed is not None:
-            self._free(freed)
+        self._engine.remove_key(native_key(cache_key))
 
     # ---- transfers ----
 
@@ -705,8 +711,9 @@ class CacheManager(_Manager):
                    batch_index: int = 0, size: int = -1, **kwargs: typing.Any) -> None:
         """Copies a batch slot of a peer's cache into slot `batch_index` of `cache`.
 
-        size: bytes per tensor, -1 for the whole slot.  Keywords: src_layer_range and dst_layer_range
-        (range of layers, step 1), tensor_num_per_layer (2).
+        size: bytes per tensor, which arrive whatever the owner's seq_len_dim_index is; -1 for the whole
+        slot of `cache`.  Keywords: src_layer_range and dst_layer_range (range of layers, step 1),
+        tensor_num_per_layer (2).  A CacheKey with a req_id is consumed.
         """
         classes = ([CacheKeyByIdAndIndex] if self._options.remote_accessible else
                    [CacheKey, CacheKeyByIdAndIndex])
@@ -737,53 +744,12 @@ class CacheManager(_Manager):
             raise_if_false(is_contiguous, "src_blocks must be empty with a CacheKey")
             self._check_cache_key(src_cache_key)
         if is_contiguous:
-            self._pull_slot_into_blocks(src_cache_key, dst_cache, dst_blocks, kwargs)
+            self._engine.transfer("pull_blocks", _core.PULL_TO_BLOCKS, dst_cache._struct(),
+                                  self._locate(src_cache_key),
+                                  self._param(dst_cache.cache_desc, kwargs, False), -1,
+                                  _core.block_list("dst_blocks", dst_blocks))
         else:
             self._pull_blocks(src_cache_key, dst_cache, src_blocks, dst_blocks, kwargs)
-
-    def _pull_slot_into_blocks(self, key: AnyKey, dst_cache: Cache, dst_blocks: Blocks,
-                               keywords: typing.Mapping[str, typing.Any]) -> None:
-        """By way of memory in between, because a slot and a block have different sizes."""
-        src = _layers("src_layer_range", keywords.get("src_layer_range"))
-        dst = _layers("dst_layer_range", keywords.get("dst_layer_range"))
-        per_layer = keywords.get("tensor_num_per_layer", 2)
-        _check_per_layer(per_layer)
-        desc, native = dst_cache.cache_desc, dst_cache._struct()
-        count = len(_core.block_list("dst_blocks", dst_blocks))
-        raise_if_false(count > 0, "dst_blocks must not be empty")
-        raise_if_true((src or dst) and desc.num_tensors % per_layer != 0,
-                      "{} tensors can't be divided into layers of {}", desc.num_tensors, per_layer)
-        raise_if_true(src and dst and len(src) != len(dst),
-                      "src_layer_range {} and dst_layer_range {} must have the same length", src, dst)
-        addrs = native.addrs
-        if dst is not None:
-            raise_if_false(dst.stop * per_layer <= desc.num_tensors,
-                           "dst_layer_range {} is out of range", dst)
-            addrs = addrs[dst.start * per_layer:dst.stop * per_layer]
-        index = self._locate(key)
-        block = stride(desc)
-        memory = mmap.mmap(-1, len(addrs) * count * block)
-        start = _core.address_of(memory)
-        between = self._engine.register(
-            len(addrs), (count, block), DataType.DT_INT8.value, int(Placement.DEVICE),
-            [start + i * count * block for i in range(len(addrs))])
-        try:
-            whole = self._engine.register(
-                len(addrs), (1, count * block), DataType.DT_INT8.value, int(Placement.DEVICE),
-                between.addrs)
-            try:
-                param = None
-                if src or dst:
-                    param = _core.transfer_param(src, range(len(addrs) // per_layer), per_layer)
-                self._engine.transfer("pull_blocks", _core.PULL_CACHE, whole, index, param, 0,
-                                      count * block)
-            finally:
-                self._engine.unregister(whole.cache_id)
-            part = _core.NativeCache(len(addrs), desc.shape, desc.data_type.value,
-                                     int(desc.placement), addrs)
-            self._engine.copy_blocks("pull_blocks", between, part, range(count), dst_blocks)
-        finally:
-            self._engine.unregister(between.cache_id)
 
     def push_cache(self, dst_cache_key: CacheKeyByIdAndIndex, src_cache: Cache,
                    src_batch_index: int = 0, src_layer_range: typing.Optional[range] = None,

@@ -304,7 +304,11 @@ def _key_values(class_name: str, names: typing.Sequence[str], args: typing.Seque
 
 
 class CacheKey:
-    """A name for one batch slot of a cache, unknown to the peer but for this key.
+    """A name for one batch slot of a cache, by which peers find it.
+
+    A key with a req_id goes with the first pull of its slot that succeeds; one with a prefix_id stays
+    for any number of pulls, until remove_cache_key.  Both keep the memory of a cache that was
+    deallocated.
 
     CacheKey(cluster_id, req_id, model_id=0, prefix_id=2**64-1); `prompt_cluster_id` is another name of
     `cluster_id`, which says to a puller which peer to ask, and nothing to the one that allocates.
@@ -379,7 +383,10 @@ class CacheKeyByIdAndIndex:
 
 
 class BlocksCacheKey:
-    """A name for a whole cache of blocks: BlocksCacheKey(cluster_id, model_id=0)."""
+    """A name for a whole cache of blocks: BlocksCacheKey(cluster_id, model_id=0).
+
+    It stays until the cache is deallocated.
+    """
 
     def __init__(self, *args: int, **kwargs: int) -> None:
         values = _key_values("BlocksCacheKey", ("cluster_id", "model_id"), args, kwargs)
@@ -405,8 +412,23 @@ class BlocksCacheKey:
         return f"BlocksCacheKey(cluster_id={self._cluster_id}, model_id={self._model_id})"
 
 
+# llm_key_kind of the C library.
+_KEY_NONE, _KEY_REQUEST, _KEY_PREFIX, _KEY_BLOCKS = range(4)
+
+
+def native_key(key: typing.Union[CacheKey, BlocksCacheKey]) -> typing.Tuple[int, int, int]:
+    """Kind, id and model id, as C has them.  A key of padding is none."""
+    if isinstance(key, BlocksCacheKey):
+        return _KEY_BLOCKS, 0, key._model_id
+    if key._prefix_id != INVALID_ID:
+        return _KEY_PREFIX, key._prefix_id, key._model_id
+    if key._req_id != INVALID_ID:
+        return _KEY_REQUEST, key._req_id, key._model_id
+    return _KEY_NONE, 0, 0
+
+
 AnyKey = typing.Union[CacheKey, CacheKeyByIdAndIndex, BlocksCacheKey]
 
 __all__ = ["AnyKey", "BlocksCacheKey", "CacheDesc", "CacheKey", "CacheKeyByIdAndIndex", "DataType",
            "INVALID_ID", "LLMClusterInfo", "LLMException", "LLMRole", "MemInfo", "Memtype",
-           "Placement", "RegisterMemStatus", "ip_to_int", "ip_to_text", "stride", "view_dtype"]
+           "Placement", "RegisterMemStatus", "ip_to_int", "ip_to_text", "native_key", "stride", "view_dtype"]

@@ -196,6 +196,44 @@ instance_copy_blocks(PyObject *self, PyObject *args)
     Py_END_ALLOW_THREADS return status_of(status);
 }
 
+static llm_cache_key *
+read_keys(PyObject *list, Py_ssize_t *count)
+{
+    *count = PyList_Size(list);
+    llm_cache_key *keys = *count >= 0 ? allocate_array(*count, sizeof(*keys)) : NULL;
+    for (Py_ssize_t i = 0; keys != NULL && i < *count; i++) {
+        if (!read_key(PyList_GetItem(list, i), &keys[i])) {
+            PyMem_Free(keys);
+            return NULL;
+        }
+    }
+    return keys;
+}
+
+// bind_keys(cache_id, [(kind, id, model id), ...])
+static PyObject *
+instance_bind_keys(PyObject *self, PyObject *args)
+{
+    int64_t cache_id;
+    PyObject *list;
+    Py_ssize_t count;
+    if (!PyArg_ParseTuple(args, "O&O!", to_i64, &cache_id, &PyList_Type, &list))
+        return NULL;
+    llm_cache_key *keys = read_keys(list, &count);
+    if (keys == NULL)
+        return NULL;
+    llm_status status = llm_bind_cache_keys(dd_of(self), cache_id, keys, (size_t)count);
+    PyMem_Free(keys);
+    return status_of(status);
+}
+
+static PyObject *
+instance_remove_key(PyObject *self, PyObject *tuple)
+{
+    llm_cache_key key;
+    return read_key(tuple, &key) ? status_of(llm_remove_cache_key(dd_of(self), &key)) : NULL;
+}
+
 static PyMethodDef instance_methods[] = {
     {"forget", instance_forget, METH_NOARGS, "In a forked child: the instance is the parent's."},
     {"initialize", instance_initialize, METH_O, NULL},
@@ -205,15 +243,24 @@ static PyMethodDef instance_methods[] = {
     {"deallocate", instance_deallocate, METH_O, NULL},
     {"register", instance_register, METH_VARARGS, NULL},
     {"unregister", instance_unregister, METH_O, NULL},
+    {"bind_keys", instance_bind_keys, METH_VARARGS, NULL},
+    {"remove_key", instance_remove_key, METH_O, NULL},
     {"link", instance_link, METH_VARARGS, NULL},
     {"unlink", instance_unlink, METH_VARARGS, NULL},
     {"link_info", instance_link_info, METH_O, NULL},
     {"links", instance_links, METH_NOARGS, NULL},
     {"listen_port", instance_listen_port, METH_O, NULL},
+    {"check_link", instance_check_link, METH_O, NULL},
     {"transfer", instance_transfer, METH_VARARGS, NULL},
     {"start", instance_start, METH_VARARGS, NULL},
     {"poll", instance_poll, METH_O, NULL},
     {"release", instance_release, METH_O, NULL},
+    {"get_progress", instance_get_progress, METH_VARARGS, NULL},
+    {"query", instance_query, METH_O, NULL},
+    {"lease_open", instance_lease_open, METH_VARARGS, NULL},
+    {"lease_renew", instance_lease_renew, METH_VARARGS, NULL},
+    {"lease_poll", instance_lease_poll, METH_O, NULL},
+    {"lease_close", instance_lease_close, METH_O, NULL},
     {"transfer_fd", instance_transfer_fd, METH_NOARGS, NULL},
     {"notification_fd", instance_notification_fd, METH_NOARGS, NULL},
     {"poll_notification", instance_poll_notification, METH_NOARGS, NULL},

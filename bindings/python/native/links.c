@@ -166,3 +166,11 @@ instance_listen_port(PyObject *self, PyObject *number)
     llm_status status = llm_get_listen_port(dd_of(self), device_index, &port);
     return Py_BuildValue("(kH)", (unsigned long)status, port);
 }
+
+PyObject *
+instance_check_link(PyObject *self, PyObject *number)
+{
+    uint64_t cluster_id;
+    return to_u64(number, &cluster_id) ? status_of(llm_check_link_status(dd_of(self), cluster_id))
+                                       : NULL;
+}

@@ -2,7 +2,7 @@
 
 #include <string.h>
 
-PyObject *blocks_type, *cache_type, *index_type, *param_type;
+PyObject *blocks_type, *cache_type, *index_type, *progress_type, *param_type;
 
 static PyObject *
 text_of(size_t (*call)(char *, size_t))
@@ -101,6 +101,7 @@ PyInit__native(void)
     bool good = add_type(module, "Blocks", &blocks_spec, &blocks_type) &&
                 add_type(module, "Cache", &cache_spec, &cache_type) &&
                 add_type(module, "Index", &index_spec, &index_type) &&
+                add_type(module, "Progress", &progress_spec, &progress_type) &&
                 add_type(module, "Param", &param_spec, &param_type) &&
                 add_type(module, "Instance", &instance_spec, &instance_type) &&
                 add_transfer_kinds(module);

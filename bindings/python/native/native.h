@@ -49,7 +49,8 @@ typedef struct {
     Py_ssize_t count;
 } Blocks;
 
-// ---- structs.c: llm_cache with its description, llm_cache_index, llm_kv_cache_ext_param ----
+// ---- structs.c: llm_cache with its description, llm_cache_index, llm_progress,
+// llm_kv_cache_ext_param ----
 
 typedef struct {
     PyObject ob_base;
@@ -63,16 +64,27 @@ typedef struct {
 typedef struct {
     PyObject ob_base;
     llm_cache_index index;
+    llm_cache_key key;
+    uint64_t *addrs;
 } Index;
+
+typedef struct {
+    PyObject ob_base;
+    llm_progress progress;
+} Progress;
 
 typedef struct {
     PyObject ob_base;
     llm_kv_cache_ext_param param;
     PyObject *notification;
+    PyObject *progress;
 } Param;
 
-extern PyType_Spec blocks_spec, cache_spec, index_spec, param_spec, instance_spec;
-extern PyObject *blocks_type, *cache_type, *index_type, *param_type; // module.c
+// (kind, id, model id).
+bool read_key(PyObject *tuple, llm_cache_key *key);
+
+extern PyType_Spec blocks_spec, cache_spec, index_spec, progress_spec, param_spec, instance_spec;
+extern PyObject *blocks_type, *cache_type, *index_type, *progress_type, *param_type; // module.c
 
 // ---- Instance: llm_datadist; instance.c has its table of methods ----
 
@@ -83,14 +95,22 @@ PyObject *instance_unlink(PyObject *self, PyObject *args);
 PyObject *instance_link_info(PyObject *self, PyObject *number);
 PyObject *instance_links(PyObject *self, PyObject *unused);
 PyObject *instance_listen_port(PyObject *self, PyObject *number);
+PyObject *instance_check_link(PyObject *self, PyObject *number);
 
 PyObject *instance_transfer(PyObject *self, PyObject *args);
 PyObject *instance_start(PyObject *self, PyObject *args);
 PyObject *instance_poll(PyObject *self, PyObject *number);
 PyObject *instance_release(PyObject *self, PyObject *number);
+PyObject *instance_get_progress(PyObject *self, PyObject *args);
+PyObject *instance_query(PyObject *self, PyObject *index);
 PyObject *instance_transfer_fd(PyObject *self, PyObject *unused);
 PyObject *instance_notification_fd(PyObject *self, PyObject *unused);
 PyObject *instance_poll_notification(PyObject *self, PyObject *unused);
+
+PyObject *instance_lease_open(PyObject *self, PyObject *args);
+PyObject *instance_lease_renew(PyObject *self, PyObject *args);
+PyObject *instance_lease_poll(PyObject *self, PyObject *number);
+PyObject *instance_lease_close(PyObject *self, PyObject *number);
 
 // Adds PULL_CACHE and the other kinds of transfers.
 bool add_transfer_kinds(PyObject *module);

@@ -121,25 +121,72 @@ PyType_Spec cache_spec = {
 
 // ---- Index: where at a peer ----
 
-// Index(cluster_id, cache_id, batch_index=0)
+bool
+read_key(PyObject *tuple, llm_cache_key *key)
+{
+    key->struct_size = sizeof(*key);
+    return PyArg_ParseTuple(tuple, "O&O&O&", to_u32, &key->kind, to_u64, &key->id, to_u64,
+                            &key->model_id) != 0;
+}
+
+static bool
+read_remote_addrs(Index *self, PyObject *addrs)
+{
+    Py_ssize_t count = PySequence_Size(addrs);
+    self->addrs = count >= 0 ? allocate_array(count, sizeof(uint64_t)) : NULL;
+    if (self->addrs == NULL)
+        return false;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *addr = PySequence_GetItem(addrs, i);
+        bool good = addr != NULL && to_u64(addr, &self->addrs[i]);
+        Py_XDECREF(addr);
+        if (!good)
+            return false;
+    }
+    self->index.addrs = self->addrs;
+    self->index.num_addrs = (size_t)count;
+    return true;
+}
+
+// Index(cluster_id, cache_id, batch_index=0, generation=0, key=None, addrs=None)
 static PyObject *
 index_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     llm_cache_index index = {.struct_size = sizeof(index)};
+    PyObject *key = Py_None, *addrs = Py_None;
     (void)keywords;
-    if (!PyArg_ParseTuple(args, "O&O&|O&", to_u64, &index.cluster_id, to_i64, &index.cache_id,
-                          to_u32, &index.batch_index))
+    if (!PyArg_ParseTuple(args, "O&O&|O&O&OO", to_u64, &index.cluster_id, to_i64, &index.cache_id,
+                          to_u32, &index.batch_index, to_u64, &index.generation, &key, &addrs))
         return NULL;
     Index *self = (Index *)new_object(type);
-    if (self != NULL)
-        self->index = index;
+    if (self == NULL)
+        return NULL;
+    self->index = index;
+    bool good = true;
+    if (key != Py_None) {
+        good = read_key(key, &self->key);
+        self->index.key = &self->key;
+    }
+    if (good && addrs != Py_None)
+        good = read_remote_addrs(self, addrs);
+    if (!good) {
+        Py_DECREF((PyObject *)self);
+        return NULL;
+    }
     return (PyObject *)self;
 }
 
+static void
+index_dealloc(PyObject *self)
+{
+    PyMem_Free(((Index *)self)->addrs);
+    free_object(self);
+}
+
 static PyType_Slot index_slots[] = {
-    {Py_tp_doc, "Index(cluster_id, cache_id, batch_index=0)."},
+    {Py_tp_doc, "Index(cluster_id, cache_id, batch_index=0, generation=0, key=None, addrs=None)."},
     {Py_tp_new, index_new},
-    {Py_tp_dealloc, free_object},
+    {Py_tp_dealloc, index_dealloc},
     {0, NULL},
 };
 PyType_Spec index_spec = {
@@ -149,37 +196,102 @@ PyType_Spec index_spec = {
     .slots = index_slots,
 };
 
+// ---- Progress: how far ----
+
+static PyObject *
+progress_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    (void)keywords;
+    if (!PyArg_ParseTuple(args, ""))
+        return NULL;
+    Progress *self = (Progress *)new_object(type);
+    if (self != NULL)
+        self->progress.struct_size = sizeof(self->progress);
+    return (PyObject *)self;
+}
+
+// -> (bytes arrived, total bytes, bytes moved by the last call)
+static PyObject *
+progress_values(PyObject *self, PyObject *unused)
+{
+    const llm_progress *progress = &((Progress *)self)->progress;
+    (void)unused;
+    return Py_BuildValue("(KKK)", (unsigned long long)progress->bytes_arrived,
+                         (unsigned long long)progress->total_bytes,
+                         (unsigned long long)progress->bytes_moved);
+}
+
+static PyMethodDef progress_methods[] = {
+    {"values", progress_values, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+static PyType_Slot progress_slots[] = {
+    {Py_tp_doc, "Progress(): how far a transfer has come, and where the next call goes on."},
+    {Py_tp_new, progress_new},
+    {Py_tp_dealloc, free_object},
+    {Py_tp_methods, progress_methods},
+    {0, NULL},
+};
+PyType_Spec progress_spec = {
+    .name = "llm_datadist._native.Progress",
+    .basicsize = sizeof(Progress),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = progress_slots,
+};
+
 // ---- Param: how ----
 
-// Param((src_first, src_last), (dst_first, dst_last), tensor_num_per_layer=2, timeout_ms=0,
-//       notification=None)
-static PyObject *
-param_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+static bool
+read_objects(llm_kv_cache_ext_param *param, PyObject *notification, PyObject *progress)
 {
-    static char *names[] = {"src_layers", "dst_layers",   "tensor_num_per_layer",
-                            "timeout_ms", "notification", NULL};
-    llm_kv_cache_ext_param param = LLM_KV_CACHE_EXT_PARAM_INIT;
-    PyObject *notification = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "|$(O&O&)(O&O&)O&O&O", names, to_i32,
-                                     &param.src_layer_range[0], to_i32, &param.src_layer_range[1],
-                                     to_i32, &param.dst_layer_range[0], to_i32,
-                                     &param.dst_layer_range[1], to_u32, &param.tensor_num_per_layer,
-                                     to_u32, &param.timeout_ms, &notification))
-        return NULL;
     if (notification != Py_None) {
         char *bytes;
         Py_ssize_t size;
         if (PyBytes_AsStringAndSize(notification, &bytes, &size) != 0)
-            return NULL;
-        param.notification = bytes;
-        param.notification_bytes = (size_t)size;
+            return false;
+        param->notification = bytes;
+        param->notification_bytes = (size_t)size;
     }
+    if (progress == Py_None)
+        return true;
+    if (Py_TYPE(progress) != (PyTypeObject *)progress_type) {
+        PyErr_SetString(PyExc_TypeError, "progress must be a Progress or None");
+        return false;
+    }
+    param->progress = &((Progress *)progress)->progress;
+    return true;
+}
+
+// All by keyword; layers are (first, last).
+static PyObject *
+param_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {
+        "src_layers", "dst_layers", "tensor_num_per_layer", "timeout_ms",   "src_offset",
+        "dst_offset", "keep_key",   "release_lease",        "notification", "progress",
+        NULL};
+    llm_kv_cache_ext_param param = LLM_KV_CACHE_EXT_PARAM_INIT;
+    PyObject *notification = Py_None, *progress = Py_None;
+    int keep_key = 0, release_lease = 0;
+    if (!PyArg_ParseTupleAndKeywords(
+            args, keywords, "|$(O&O&)(O&O&)O&O&O&O&ppOO", names, to_i32, &param.src_layer_range[0],
+            to_i32, &param.src_layer_range[1], to_i32, &param.dst_layer_range[0], to_i32,
+            &param.dst_layer_range[1], to_u32, &param.tensor_num_per_layer, to_u32,
+            &param.timeout_ms, to_u64, &param.src_offset, to_u64, &param.dst_offset, &keep_key,
+            &release_lease, &notification, &progress))
+        return NULL;
+    param.keep_key = keep_key != 0;
+    param.release_lease = release_lease != 0;
+    if (!read_objects(&param, notification, progress))
+        return NULL;
     Param *self = (Param *)new_object(type);
     if (self == NULL)
         return NULL;
     self->param = param;
     Py_INCREF(notification);
     self->notification = notification;
+    Py_INCREF(progress);
+    self->progress = progress;
     return (PyObject *)self;
 }
 
@@ -187,12 +299,12 @@ static void
 param_dealloc(PyObject *self)
 {
     Py_XDECREF(((Param *)self)->notification);
+    Py_XDECREF(((Param *)self)->progress);
     free_object(self);
 }
 
 static PyType_Slot param_slots[] = {
-    {Py_tp_doc,
-     "Param(*, src_layers, dst_layers, tensor_num_per_layer, timeout_ms, notification)."},
+    {Py_tp_doc, "Param(*, src_layers, dst_layers, tensor_num_per_layer, ...): see _native.pyi."},
     {Py_tp_new, param_new},
     {Py_tp_dealloc, param_dealloc},
     {0, NULL},

@@ -9,6 +9,8 @@
       (&t.index->index, &t.cache->cache, t.slot, t.size))                                          \
     X(PULL_BLOCKS, llm_pull_kv_blocks, llm_start_pull_kv_blocks,                                   \
       (&t.index->index, &t.cache->cache, SRC_BLOCKS, DST_BLOCKS))                                  \
+    X(PULL_TO_BLOCKS, llm_pull_kv_cache_to_blocks, llm_start_pull_kv_cache_to_blocks,              \
+      (&t.index->index, &t.cache->cache, DST_BLOCKS, t.size))                                      \
     X(PUSH_CACHE, llm_push_kv_cache, llm_start_push_kv_cache,                                      \
       (&t.cache->cache, &t.index->index, t.slot, t.size))                                          \
     X(PUSH_BLOCKS, llm_push_kv_blocks, llm_start_push_kv_blocks,                                   \
@@ -34,7 +36,19 @@ struct transfer {
     Blocks *dst;
 };
 
-// (kind, cache, index, param or None, then slot and size, or source and destination Blocks)
+static bool
+read_blocks_argument(PyObject *object, Blocks **blocks)
+{
+    if (Py_TYPE(object) != (PyTypeObject *)blocks_type) {
+        PyErr_SetString(PyExc_TypeError, "the blocks must be Blocks");
+        return false;
+    }
+    *blocks = (Blocks *)object;
+    return true;
+}
+
+// (kind, cache, index, param or None, and two more): slot and size; source and destination Blocks;
+// for PULL_TO_BLOCKS size and destination Blocks.
 static bool
 read_transfer(PyObject *args, struct transfer *t, PyObject **give_up)
 {
@@ -49,14 +63,9 @@ read_transfer(PyObject *args, struct transfer *t, PyObject **give_up)
     t->param = param == Py_None ? NULL : &((Param *)param)->param;
     if (t->kind == PULL_CACHE || t->kind == PUSH_CACHE)
         return to_u32(first, &t->slot) && to_i64(second, &t->size);
-    if (Py_TYPE(first) != (PyTypeObject *)blocks_type ||
-        Py_TYPE(second) != (PyTypeObject *)blocks_type) {
-        PyErr_SetString(PyExc_TypeError, "the blocks must be Blocks");
-        return false;
-    }
-    t->src = (Blocks *)first;
-    t->dst = (Blocks *)second;
-    return true;
+    if (t->kind == PULL_TO_BLOCKS)
+        return to_i64(first, &t->size) && read_blocks_argument(second, &t->dst);
+    return read_blocks_argument(first, &t->src) && read_blocks_argument(second, &t->dst);
 }
 
 // Without the GIL.
@@ -174,6 +183,81 @@ instance_release(PyObject *self, PyObject *number)
     Py_BEGIN_ALLOW_THREADS status = llm_transfer_release(dd_of(self), id);
     Py_END_ALLOW_THREADS return status_of(status);
 }
+
+// get_progress(id, Progress) -> status
+PyObject *
+instance_get_progress(PyObject *self, PyObject *args)
+{
+    uint64_t id;
+    Progress *progress;
+    if (!PyArg_ParseTuple(args, "O&O!", to_u64, &id, progress_type, &progress))
+        return NULL;
+    return status_of(llm_transfer_get_progress(dd_of(self), id, &progress->progress));
+}
+
+// query(Index) -> (status, cache id, batch index, tensors, slots, stride, bytes, generation)
+PyObject *
+instance_query(PyObject *self, PyObject *index)
+{
+    llm_status status;
+    llm_cache_info info = {.struct_size = sizeof(info)};
+    if (Py_TYPE(index) != (PyTypeObject *)index_type) {
+        PyErr_SetString(PyExc_TypeError, "index must be an Index");
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS status = llm_query_cache(dd_of(self), &((Index *)index)->index, &info);
+    Py_END_ALLOW_THREADS return Py_BuildValue(
+        "(kLIIKKKK)", (unsigned long)status, (long long)info.cache_id, info.batch_index,
+        info.num_tensors, (unsigned long long)info.num_slots, (unsigned long long)info.stride,
+        (unsigned long long)info.tensor_bytes, (unsigned long long)info.generation);
+}
+
+// ---- leases ----
+
+// lease_open(cache_id, first_block, num_blocks, duration_ms, num_releases) -> (status, generation)
+PyObject *
+instance_lease_open(PyObject *self, PyObject *args)
+{
+    llm_lease_desc desc = {.struct_size = sizeof(desc)};
+    uint64_t generation = 0;
+    if (!PyArg_ParseTuple(args, "O&O&O&O&O&", to_i64, &desc.cache_id, to_u64, &desc.first_block,
+                          to_u64, &desc.num_blocks, to_u32, &desc.duration_ms, to_u32,
+                          &desc.num_releases))
+        return NULL;
+    llm_status status = llm_lease_open(dd_of(self), &desc, &generation);
+    return Py_BuildValue("(kK)", (unsigned long)status, (unsigned long long)generation);
+}
+
+PyObject *
+instance_lease_renew(PyObject *self, PyObject *args)
+{
+    uint64_t generation;
+    uint32_t duration_ms;
+    if (!PyArg_ParseTuple(args, "O&O&", to_u64, &generation, to_u32, &duration_ms))
+        return NULL;
+    return status_of(llm_lease_renew(dd_of(self), generation, duration_ms));
+}
+
+PyObject *
+instance_lease_poll(PyObject *self, PyObject *number)
+{
+    uint64_t generation;
+    return to_u64(number, &generation) ? status_of(llm_lease_wait(dd_of(self), generation, 0))
+                                       : NULL;
+}
+
+PyObject *
+instance_lease_close(PyObject *self, PyObject *number)
+{
+    llm_status status;
+    uint64_t generation;
+    if (!to_u64(number, &generation))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS status = llm_lease_close(dd_of(self), generation);
+    Py_END_ALLOW_THREADS return status_of(status);
+}
+
+// ---- what becomes readable ----
 
 PyObject *
 instance_transfer_fd(PyObject *self, PyObject *unused)
