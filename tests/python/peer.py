@@ -51,10 +51,11 @@ class More:
     """Caches beside the first one."""
 
     def __init__(self, manager, cluster_id):
-        self.manager, self.cluster_id, self.caches = manager, cluster_id, {}
+        self.manager, self.cluster_id, self.caches, self.keys = manager, cluster_id, {}, []
 
     def allocate(self, shape, keys=(), blocks_model=None, num_tensors=4, seq_len_dim_index=-1):
         """keys: [[request, model, prefix], ...].  The new cache's id, or why there is none."""
+        self.keys += keys
         desc = ld.CacheDesc(num_tensors, shape, ld.DataType.DT_FLOAT,
                             seq_len_dim_index=seq_len_dim_index)
         try:
@@ -79,6 +80,13 @@ class More:
 
     def remove_key(self, key):
         self.manager.remove_cache_key(ld.CacheKey(self.cluster_id, *key))
+
+    def reset(self):
+        for key in self.keys:
+            self.remove_key(key)
+        for cache_id in list(self.caches):
+            self.deallocate(cache_id)
+        self.keys = []
 
     def pull(self, cluster, key, into):
         """A status' name."""
@@ -122,7 +130,7 @@ def main():
                 question["cluster"], question["cache_id"]), None, blocks, blocks)
             os.kill(os.getpid(), signal.SIGSTOP)
             answer = None
-        elif what in ("allocate", "deallocate", "remove_key"):
+        elif what in ("allocate", "deallocate", "remove_key", "reset"):
             answer = getattr(more, what)(**question)
         elif what == "pull":
             answer = more.pull(into=cache, **question)
