@@ -4,8 +4,8 @@
     handover.py [--torch]       with --torch the decoder sees its cache as torch tensors
 
 Both processes are started from here and meet on this machine.  Between machines each side runs its
-function, with an address that the other one reaches; the cache's id travels with the request, as here
-through the queue.
+function, with an address that the other one reaches; which blocks belong to a request travels with it,
+as here through the queue.
 """
 
 import multiprocessing
@@ -13,11 +13,12 @@ import sys
 
 import numpy as np
 
-from llm_datadist import (CacheDesc, CacheKeyByIdAndIndex, DataType, LLMClusterInfo, LLMConfig,
-                          LLMDataDist, LLMRole, LLMStatusCode)
+from llm_datadist import (BlocksCacheKey, CacheDesc, DataType, LLMClusterInfo, LLMConfig, LLMDataDist,
+                          LLMRole, LLMStatusCode)
 
 LAYERS, BLOCKS, BLOCK = 4, 64, (16, 8, 32)  # tokens, heads, head size
 DESC = CacheDesc(2 * LAYERS, [BLOCKS, *BLOCK], DataType.DT_FLOAT16)
+KEY = BlocksCacheKey(1)  # of cluster 1, the prompt
 
 
 def prompt(requests, done):
@@ -26,18 +27,18 @@ def prompt(requests, done):
     config.listen_ip_info = "127.0.0.1:0"  # the system chooses the port
     with LLMDataDist(LLMRole.PROMPT, 1) as datadist:
         datadist.init(config.generate_options())
-        cache = datadist.kv_cache_manager.allocate_blocks_cache(DESC)
+        cache = datadist.kv_cache_manager.allocate_blocks_cache(DESC, KEY)
         blocks = [7, 3, 12]
         for tensor in range(DESC.num_tensors):
             view = cache.numpy(tensor)  # the cache's own memory
             for i, block in enumerate(blocks):
                 view[block] = 10 * tensor + i
-        requests.put((datadist.listen_port(), cache.cache_id, blocks))
+        requests.put((datadist.listen_port(), blocks))
         done.get()  # until then the decoder may pull; nothing of this process is needed for it
 
 
 def decoder(requests, done, with_torch):
-    port, cache_id, blocks = requests.get()
+    port, blocks = requests.get()
     config = LLMConfig()
     config.device_id = 0
     with LLMDataDist(LLMRole.DECODER, 2) as datadist:
@@ -51,7 +52,7 @@ def decoder(requests, done, with_torch):
             sys.exit(f"can't link: {codes}")
         cache = datadist.kv_cache_manager.allocate_blocks_cache(DESC)
         mine = range(len(blocks))
-        datadist.kv_cache_manager.pull_blocks(CacheKeyByIdAndIndex(1, cache_id), cache, blocks, mine)
+        datadist.kv_cache_manager.pull_blocks(KEY, cache, blocks, mine)
         for tensor in range(DESC.num_tensors):
             view = cache.numpy(tensor)
             if with_torch:

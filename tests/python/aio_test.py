@@ -14,7 +14,7 @@ from transfer_test import PATIENT, TRANSPORTS, interrupt, own_cache, v1_decoder,
 DESC = ld.CacheDesc(4, [8, 16], ld.DataType.DT_FLOAT)
 
 
-def test_aio(engines):
+def test_transfers(engines):
     prompt = engines(ld.LLMRole.PROMPT, 1, {"ge.exec.deviceId": "0",
                                             "llm.listenIpInfo": "127.0.0.1:0"})
     decoder = engines(ld.LLMRole.DECODER, 2)
@@ -46,7 +46,7 @@ def test_aio(engines):
     assert decoder.links() == []
 
 
-def test_aio_cancels(engines, peers):
+def test_a_cancelled_await_cancels(engines, peers):
     patient = {"llm.LivenessTime": "60000", "llm.SyncKvCacheWaitTime": "30000",
                "llm.Transports": "tcp"}
     peer = peers(role="PROMPT", cluster_id=1, shape=[8, 16], options=dict(

@@ -13,7 +13,7 @@ import pytest
 import llm_datadist as ld
 import llm_datadist_v1
 from conftest import V2_OPTIONS
-from llm_datadist import LLMStatusCode
+from llm_datadist import LLMStatusCode, aio
 from llm_datadist._config import read_options
 
 U64 = 2**64 - 1
@@ -43,11 +43,12 @@ def test_names_are_there_and_documented(name):
 
 
 def test_public_methods_are_documented_and_typed():
-    for name in NAMES:
-        for method_name, method in inspect.getmembers(getattr(ld, name), inspect.isfunction):
-            if method_name.startswith("_") or method.__module__.split(".")[0] != "llm_datadist":
-                continue
-            assert method.__annotations__, f"{name}.{method_name}"
+    for cls in [getattr(ld, name) for name in NAMES] + [getattr(aio, name) for name in aio.__all__]:
+        for name, member in inspect.getmembers(cls):
+            ours = inspect.isroutine(member) and str(
+                getattr(member, "__module__", None)).startswith("llm_datadist")
+            if ours and not name.startswith("_"):
+                assert member.__annotations__ and inspect.getdoc(member), f"{cls.__name__}.{name}"
 
 
 def test_unknown_names():
@@ -78,12 +79,26 @@ def test_enums():
     assert {t.name: t.value for t in ld.DataType} == types
 
 
-def header():
-    """The C library's; the tests stand beside it."""
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    path = os.path.join(root, "include", "llm_datadist", "llm_datadist_c.h")
-    with open(path, encoding="utf-8") as file:
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+def read_file(*path):
+    with open(os.path.join(ROOT, *path), encoding="utf-8") as file:
         return file.read()
+
+
+def header():
+    return read_file("include", "llm_datadist", "llm_datadist_c.h")
+
+
+def test_the_conformance_document_names_tests():
+    columns = re.findall(r"^\|.*\| (.*?) \|$", read_file("docs", "python-conformance.md"), re.M)
+    named = [one for column in columns for one in re.findall(r"`(\w+)`: ([\w, ]+)", column)]
+    assert len(named) > 80
+    for file, tests in named:
+        source = read_file("tests", "python", f"{file}_test.py")
+        for test in tests.split(", "):
+            assert f"def test_{test}(" in source, f"{file}: {test}"
 
 
 def test_every_status_of_the_library_has_a_name():

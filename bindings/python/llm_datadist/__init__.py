@@ -2,14 +2,14 @@
 
 A *prompt* process fills a cache, a *decoder* links to it and pulls blocks over:
 
-    from llm_datadist import (CacheDesc, CacheKeyByIdAndIndex, DataType, LLMClusterInfo, LLMConfig,
-                              LLMDataDist, LLMRole)
+    from llm_datadist import (BlocksCacheKey, CacheDesc, DataType, LLMClusterInfo, LLMDataDist,
+                              LLMRole)
 
     desc = CacheDesc(num_tensors=2, shape=[8, 1024], data_type=DataType.DT_FLOAT16)
 
     prompt = LLMDataDist(LLMRole.PROMPT, 1)
     prompt.init({"ge.exec.deviceId": "0", "llm.listenIpInfo": "127.0.0.1:26000"})
-    source = prompt.kv_cache_manager.allocate_blocks_cache(desc)
+    source = prompt.kv_cache_manager.allocate_blocks_cache(desc, BlocksCacheKey(1))
     source.numpy(0)[3] = 1.5                     # zero-copy
 
     decoder = LLMDataDist(LLMRole.DECODER, 2)    # in another process
@@ -20,11 +20,14 @@ A *prompt* process fills a cache, a *decoder* links to it and pulls blocks over:
     cluster.append_remote_ip_info("127.0.0.1", 26000)
     decoder.link_clusters([cluster])
     target = decoder.kv_cache_manager.allocate_blocks_cache(desc)
-    decoder.kv_cache_manager.pull_blocks(CacheKeyByIdAndIndex(1, source.cache_id), target, [3], [0])
+    decoder.kv_cache_manager.pull_blocks(BlocksCacheKey(1), target, [3], [0])
+
+A peer's cache is named by BlocksCacheKey, its batch slots by CacheKey (a request's key goes with the pull
+that takes it, a prefix' stays), or both by the cache's id, CacheKeyByIdAndIndex.
 
 Errors: TypeError and ValueError for an argument's form, LLMException (with status_code) for its meaning
 and for what fails, RuntimeError before init.  Blocking calls release the GIL and end with Ctrl-C.
-`llm_datadist.aio` has transfers to await.
+`llm_datadist.aio` has transfers and leases to await.
 """
 
 import typing

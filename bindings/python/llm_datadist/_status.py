@@ -121,6 +121,7 @@ class Status:
         return self._status_code
 
     def is_ok(self) -> bool:
+        """Is it success?"""
         return self._status_code == LLMStatusCode.LLM_SUCCESS
 
     def __repr__(self) -> str:

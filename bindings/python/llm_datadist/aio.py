@@ -299,6 +299,7 @@ class Lease:
 
     @property
     def generation(self) -> int:
+        """The lease's name, for the peers that pull under it."""
         return self._generation
 
     def renew(self, duration_ms: int) -> None:
