@@ -26,7 +26,7 @@ def check_isinstance(name: str, value: typing.Any, classes: typing.Any,
     if inner_class is None:
         return
     inner = tuple(inner_class) if type(inner_class) is list else inner_class
-    for one in value:
+    for one in typing.cast(typing.Iterable, value):
         if not isinstance(one, inner):
             raise TypeError(f"{name} inner type only support {_names(inner_class)}, "
                             f"but got {_names(type(one))}.{extra_info}")

@@ -259,7 +259,7 @@ def _pool_bytes(key: str, text: str) -> int:
     page_shift = value.get("page_shift", 16)
     raise_if_false(isinstance(page_shift, int) and page_shift > 0,
                    "{}: page_shift must be an int > 0", key)
-    return size
+    return typing.cast(int, size)
 
 
 def _listen_text(options: typing.Dict[str, str], info: typing.Dict[str, typing.Any]) -> str:

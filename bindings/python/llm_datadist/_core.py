@@ -231,8 +231,8 @@ class Engine:
 
     def transfer(self, func: str, kind: int, *arguments: typing.Any) -> None:
         """Runs a transfer to its end.  In the main thread, where signals are handled, they end it."""
-        status = self.native.transfer(
-            kind, *arguments, self._give_up if threading.get_ident() == _main_thread else None)
+        give_up = self._give_up if threading.get_ident() == _main_thread else None
+        status = self.native.transfer(kind, *arguments, give_up)  # type: ignore[call-arg]
         if status != 0:
             handle_llm_status(status, func, last_error())
 

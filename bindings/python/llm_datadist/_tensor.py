@@ -56,6 +56,8 @@ class Tensor:
                  tensor_desc: typing.Optional[TensorDesc] = None) -> None:
         check_isinstance("data", data, [np.ndarray, Tensor, int], allow_none=False)
         check_isinstance("tensor_desc", tensor_desc, TensorDesc)
+        self._data: np.ndarray
+        self._desc: TensorDesc
         if isinstance(data, Tensor):
             self._data, self._desc = data._data.copy(), TensorDesc(data._desc.dtype, data._desc.shape)
         elif isinstance(data, np.ndarray):

@@ -190,7 +190,8 @@ class Link:
         More keywords: timeout_ms and notification, as of pull.
         """
         param = _param(src_layers, dst_layers, tensor_num_per_layer, progress, more)
-        kind, rest = _core.PUSH_CACHE, (src_slot, -1)
+        kind = _core.PUSH_CACHE
+        rest: typing.Tuple[typing.Any, typing.Any] = (src_slot, -1)
         by_blocks = len(src_blocks) > 0 or len(dst_blocks) > 0
         if by_blocks:
             kind = _core.PUSH_BLOCKS
@@ -250,9 +251,13 @@ async def _detached(engine: _core.Engine, call: typing.Callable[[], typing.Any],
     loop = asyncio.get_running_loop()
     ended: "asyncio.Future[None]" = loop.create_future()
 
+    def finish() -> None:
+        if not ended.done():
+            ended.set_result(None)
+
     def tell() -> None:
         try:
-            loop.call_soon_threadsafe(lambda: ended.done() or ended.set_result(None))
+            loop.call_soon_threadsafe(finish)
         except RuntimeError:
             pass  # the loop was closed meanwhile
 
