@@ -30,6 +30,11 @@
     X(llm_poll_notification)                                                                       \
     X(llm_get_link_info)                                                                           \
     X(llm_list_links)                                                                              \
+    X(llm_lease_open)                                                                              \
+    X(llm_lease_renew)                                                                             \
+    X(llm_lease_wait)                                                                              \
+    X(llm_lease_close)                                                                             \
+    X(llm_get_cache_info)                                                                          \
     X(llm_get_listen_port)                                                                         \
     X(llm_last_error)                                                                              \
     X(llm_status_name)                                                                             \

@@ -127,6 +127,13 @@ model_caches(void)
 }
 
 static bool
+is_peers_cache(const struct cache *cache, const struct op *op)
+{
+    return is_named(cache, op->cluster_id, op->remote_id) &&
+           (op->generation == 0 || cache->generation == 0 || op->generation == cache->generation);
+}
+
+static bool
 was_live(const struct cache *cache, const struct op *op)
 {
     return cache->id != 0 && cache->end_ns >= op->start_ns;
@@ -162,7 +169,7 @@ static bool
 is_target_of(const struct cache *cache, const struct op *op)
 {
     if (op->push)
-        return cache->target && is_named(cache, op->cluster_id, op->remote_id);
+        return cache->target && is_peers_cache(cache, op);
     return cache == op->local;
 }
 
@@ -247,8 +254,10 @@ holds_any_source(const struct op *op, const struct cache *to)
         if (from->cluster_id == op->cluster_id && !from->ending &&
             (from->id == 0 || (from->id == op->remote_id && may_be_unfilled(op, from))))
             return true;
-        if (is_named(from, op->cluster_id, op->remote_id) && was_live(from, op) &&
-            holds(op, to, from))
+        // Under an old name, and without a lease, one may find anything there.
+        if (from->lent && is_peers_cache(from, op))
+            return true;
+        if (is_peers_cache(from, op) && was_live(from, op) && holds(op, to, from))
             return true;
     }
     return false;
@@ -414,10 +423,10 @@ remove_op(struct op *op)
     free(op);
 }
 
-void
-model_op_forget(struct op *op, bool in_doubt)
+// Between the end of an operation and now its slots were nobody else's, so they must be as they were.
+static void
+check_quiet(const struct op *op, bool in_doubt)
 {
-    // Between its end and now its slots were nobody else's, so they must be as they were.
     for (struct cache *cache = caches; cache != NULL && !in_doubt; cache = cache->next) {
         for (uint32_t s = 0; s < cache->num_slots; s++) {
             for (uint32_t t = 0; cache->readable && cache->busy[s] == op && t < cache->num_tensors;
@@ -428,6 +437,52 @@ model_op_forget(struct op *op, bool in_doubt)
             }
         }
     }
+}
+
+// The stream goes tensor by tensor, and in each slot by slot.
+void
+model_op_check_progress(const struct op *op, uint64_t bytes)
+{
+    const struct cache *to = NULL;
+    const struct cache *from = NULL;
+    for (const struct cache *cache = caches; cache != NULL; cache = cache->next) {
+        if (is_target_of(cache, op) && cache->readable)
+            to = cache;
+        if (op->push ? cache == op->local
+                     : is_peers_cache(cache, op) && !cache->target && !cache->lent)
+            from = cache;
+    }
+    if (to == NULL || from == NULL || op->generation == 0)
+        return;
+    uint32_t to_tensor = op->push ? op->remote_tensor : op->local_tensor;
+    uint32_t from_tensor = op->push ? op->local_tensor : op->remote_tensor;
+    for (uint32_t t = 0; t < op->num_tensors; t++) {
+        for (size_t i = 0; i < op->num_slots; i++) {
+            uint64_t some = bytes < op->bytes ? bytes : op->bytes;
+            uint64_t slot = (op->push ? op->local_slots : op->remote_slots)[i];
+            if (memcmp(memory_at(to, to_tensor + t, written_slots(op)[i]),
+                       expected_at(from, from_tensor + t, slot), some) != 0)
+                complain(to, to_tensor + t, written_slots(op)[i],
+                         expected_at(from, from_tensor + t, slot), some,
+                         "bytes are said to have arrived");
+            bytes -= some;
+        }
+    }
+}
+
+void
+model_op_again(struct op *op, bool in_doubt)
+{
+    check_quiet(op, in_doubt);
+    op->start_ns = sim.now_ns;
+    op->hindered_ns = sim_process_hindered_ns(op->process);
+    sim_trace("op %llu: goes on", (unsigned long long)op->serial);
+}
+
+void
+model_op_forget(struct op *op, bool in_doubt)
+{
+    check_quiet(op, in_doubt);
     give_back_slots(op, in_doubt);
     op->local->num_users--;
     remove_op(op);

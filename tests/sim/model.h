@@ -20,8 +20,11 @@ struct cache {
     struct sim_process *process;
     uint64_t cluster_id;
     int64_t id;
+    uint64_t generation; // 0: not known yet
     bool registered;
     bool target; // else a source
+    bool lent;   // its contents change from lease to lease: to be pulled under one alone
+    bool leased; // a lease on such a cache
     uint32_t num_tensors;
     uint32_t num_slots;
     uint64_t stride;
@@ -52,11 +55,13 @@ struct op {
     struct cache *local;
     uint64_t cluster_id; // of the peer
     int64_t remote_id;
+    uint64_t generation; // of the peer's cache; 0: any
     size_t num_slots;
     uint64_t local_slots[BLOCKS_MAX];
     uint64_t remote_slots[BLOCKS_MAX];
     uint32_t local_tensor, remote_tensor, num_tensors;
     uint64_t bytes; // per slot
+    bool leased;    // under a lease
     bool cancelled;
     unsigned links_made; // between the two ends, before it began
     bool notified;       // carries a notification with its serial number
@@ -79,6 +84,10 @@ struct cache *model_caches(void);
 struct op *model_op_begin(const struct op *template);
 // It has ended; judges status and bytes, and takes down what is there now.
 void model_op_ended(struct op *op, llm_status status);
+// Goes on with it, after an attempt that has failed.
+void model_op_again(struct op *op, bool in_doubt);
+// The first so many bytes of it have arrived, it is said.
+void model_op_check_progress(const struct op *op, uint64_t bytes);
 // Lets go of it.  in_doubt: its peer may not know yet.
 void model_op_forget(struct op *op, bool in_doubt);
 // The link from `from` to this node is gone, or another one, since `link_ns`.

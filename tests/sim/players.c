@@ -10,6 +10,7 @@ struct worker {
     struct node *node;
     unsigned number;
     uint64_t thread;
+    struct cache *lent; // the cache that it opens leases on
 };
 
 static struct worker workers[NODES_MAX][WORKERS_PER_NODE];
@@ -148,6 +149,16 @@ register_cache(struct node *node, struct cache *cache)
     return false;
 }
 
+static void
+learn_generation(struct node *node, struct cache *cache)
+{
+    llm_cache_info info = {.struct_size = sizeof(info)};
+    llm_status status = api()->llm_get_cache_info(node->dd, cache->id, &info);
+    // Another worker may free it already.
+    EXPECT("llm_get_cache_info", status, LLM_SUCCESS, LLM_KV_CACHE_NOT_EXIST);
+    cache->generation = info.generation;
+}
+
 static struct cache *
 make_cache(struct node *node, bool target)
 {
@@ -155,6 +166,7 @@ make_cache(struct node *node, bool target)
     bool made = scenario.version_2 && sim_chance(2) ? register_cache(node, cache)
                                                     : allocate_cache(node, cache);
     if (made) {
+        learn_generation(node, cache);
         sim_trace("%s: %s %s cache %lld is #%u", sim_current_process()->name,
                   cache->registered ? "registered" : "allocated", target ? "target" : "source",
                   (long long)cache->id, cache->number);
@@ -214,13 +226,14 @@ free_guards(void)
 
 // A random cache of a node's present process; NULL if there is none.
 static struct cache *
-some_cache(const struct node *node, bool target)
+some_cache(const struct node *node, bool target, bool leased)
 {
     struct cache *chosen = NULL;
     uint64_t count = 0;
     for (struct cache *cache = model_caches(); cache != NULL; cache = cache->next) {
         if (cache->node == node && cache->target == target && cache->readable && cache->id != 0 &&
-            !cache->ending && cache->process->alive && sim_below(++count) == 0)
+            !cache->ending && cache->process->alive && (leased || !cache->leased) &&
+            sim_below(++count) == 0)
             chosen = cache;
     }
     return chosen;
@@ -231,8 +244,8 @@ count_caches(const struct node *node, bool target)
 {
     size_t count = 0;
     for (const struct cache *cache = model_caches(); cache != NULL; cache = cache->next)
-        count +=
-            cache->node == node && cache->target == target && cache->readable && cache->id != 0;
+        count += cache->node == node && cache->target == target && !cache->leased &&
+                 cache->readable && cache->id != 0;
     return count;
 }
 
@@ -243,7 +256,7 @@ some_old_cache(const struct node *node, bool target)
     struct cache *chosen = NULL;
     uint64_t count = 0;
     for (struct cache *cache = model_caches(); cache != NULL; cache = cache->next) {
-        if (cache->node == node && cache->target == target && cache->id != 0 &&
+        if (cache->node == node && cache->target == target && cache->id != 0 && !cache->lent &&
             sim_below(++count) == 0)
             chosen = cache;
     }
@@ -260,7 +273,7 @@ pushed_by_name(struct cache *old)
     for (struct cache *cache = model_caches(); cache != NULL; cache = cache->next) {
         if (cache->node != old->node || cache->process != process)
             continue;
-        if (cache->id == old->id && !cache->ending)
+        if (cache->id == old->id && (cache->lent || !cache->ending))
             return cache->target ? cache : NULL;
         used_up |= cache->id >= old->id;
     }
@@ -494,10 +507,14 @@ prepare(struct call *call, struct node *node, struct node *peer, bool push, stru
     op->local = here;
     op->cluster_id = peer->cluster_id;
     op->remote_id = there->id;
+    op->leased = there->leased;
+    op->generation = there->leased || sim_chance(2) ? there->generation : 0;
+
     op->links_made = scenario_pair(node, peer)->links_made;
     choose_tensors(call);
     choose_slots(call, there);
     choose_limits(call, node, peer);
+    call->param.release_lease = there->leased && sim_chance(2);
     uint64_t *read = push ? op->local_slots : op->remote_slots;
     uint64_t *written = push ? op->remote_slots : op->local_slots;
     const struct cache *from = push ? here : there;
@@ -513,6 +530,7 @@ prepare(struct call *call, struct node *node, struct node *peer, bool push, stru
         (llm_cache_index){.struct_size = sizeof(llm_cache_index),
                           .cluster_id = peer->cluster_id,
                           .cache_id = there->id,
+                          .generation = op->generation,
                           .batch_index = op->whole_slot ? (uint32_t)op->remote_slots[0] : 0};
     op->notified = sim_chance(4);
     return true;
@@ -564,16 +582,54 @@ start_call(struct node *node, struct call *call, const struct op *op, uint64_t *
                                                  op->num_slots, &call->param, ret_id);
 }
 
+// A push whose link has gone may go on at the peer until that notices.
+static bool
+is_in_doubt(const struct node *node, const struct node *peer, const struct op *op,
+            llm_status status)
+{
+    return op->push && status != LLM_SUCCESS &&
+           (!is_ready(node, peer) || scenario_pair(node, peer)->links_made != op->links_made);
+}
+
 static void
 conclude(struct node *node, struct node *peer, struct op *op, llm_status status)
 {
-    unsigned links_made = op->links_made;
-    bool in_doubt = false;
     notes_op_ended(op, peer, status);
     model_op_ended(op, status);
-    if (op->push && status != LLM_SUCCESS)
-        in_doubt = !is_ready(node, peer) || scenario_pair(node, peer)->links_made != links_made;
-    model_op_forget(op, in_doubt);
+    model_op_forget(op, is_in_doubt(node, peer, op, status));
+}
+
+static bool
+may_go_on(llm_status status)
+{
+    return scenario.phase == CHAOS && status != LLM_SUCCESS && status != LLM_CACHE_STALE &&
+           status != LLM_KV_CACHE_NOT_EXIST && status != LLM_PARAM_INVALID && !sim_chance(4);
+}
+
+// Tries again where it was cut, maybe over another link.
+static llm_status
+run_with_progress(struct node *node, struct node *peer, struct call *call, struct op *op)
+{
+    llm_progress progress = {.struct_size = sizeof(progress)};
+    call->param.progress = &progress;
+    for (;;) {
+        llm_status status = run_call(node, call, op);
+        // It may have been asked for by a lease's.
+        if (op->generation == 0)
+            op->generation = progress.generation;
+        model_op_ended(op, status);
+        if (!op->push || status == LLM_SUCCESS)
+            model_op_check_progress(op, progress.bytes_arrived);
+        bool in_doubt = is_in_doubt(node, peer, op, status);
+        if (!may_go_on(status) || op->local->ending) {
+            model_op_forget(op, in_doubt);
+            return status;
+        }
+        sim_sleep(sim_below(50 * SIM_MS));
+        if (!node->is_prompt && !is_ready(node, peer))
+            (void)link_with(node, peer, 300);
+        model_op_again(op, in_doubt);
+    }
 }
 
 // A started transfer: looked at, awaited, cancelled, as chance has it.
@@ -651,6 +707,11 @@ transfer(struct node *node, struct node *peer, bool push, struct cache *here, st
     if (!prepare(&call, node, peer, push, here, there))
         return LLM_TRANSFER_PENDING;
     struct op *op = model_op_begin(&call.op);
+    // Without a generation, a push that goes on may meet another cache of that name.
+    if (!scenario.calm && (!push || op->generation != 0) && sim_chance(5)) {
+        op->notified = false;
+        return run_with_progress(node, peer, &call, op);
+    }
     add_note(&call, op, peer);
     if (sim_chance(2))
         return start_and_follow(node, peer, &call, op);
@@ -664,10 +725,10 @@ some_transfer(struct node *node)
 {
     struct node *peer = some_peer(node);
     bool push = can_push(node) && (!can_pull(node) || sim_chance(2));
-    struct cache *here = some_cache(node, !push);
+    struct cache *here = some_cache(node, !push, false);
     // The dead are asked as well.
     bool by_old_name = !scenario.calm && (!peer->up || sim_chance(8));
-    struct cache *there = by_old_name ? some_old_cache(peer, push) : some_cache(peer, push);
+    struct cache *there = by_old_name ? some_old_cache(peer, push) : some_cache(peer, push, true);
     // Nobody else writes where a push does: not even under an old name.
     if (there != NULL && push)
         there = pushed_by_name(there);
@@ -692,6 +753,77 @@ poll_notifications(struct node *node)
     EXPECT("llm_poll_notification", status, LLM_NO_NOTIFICATION);
 }
 
+// ---- leases ----
+
+// The memory is the owner's again: whoever read for too long must not have a success with this.
+static void
+overwrite(const struct cache *cache)
+{
+    for (uint32_t t = 0; t < cache->num_tensors; t++)
+        memset(cache->tensors[t], 0xdd, cache->num_slots * cache->stride);
+}
+
+static void
+await_lease(struct node *node, struct cache *lease)
+{
+    llm_status status = LLM_LEASE_ACTIVE;
+    while (status == LLM_LEASE_ACTIVE && !sim_chance(10)) {
+        if (sim_chance(5))
+            EXPECT(
+                "llm_lease_renew",
+                api()->llm_lease_renew(node->dd, lease->generation, (uint32_t)sim_between(1, 50)),
+                LLM_SUCCESS, LLM_CACHE_STALE);
+        status = api()->llm_lease_wait(node->dd, lease->generation, (int32_t)sim_below(30));
+        EXPECT("llm_lease_wait", status, LLM_LEASE_ACTIVE, LLM_SUCCESS, LLM_LEASE_EXPIRED);
+    }
+    model_cache_ends(lease);
+    struct watch watch = watch_begin();
+    if (status == LLM_LEASE_ACTIVE)
+        EXPECT("llm_lease_close", api()->llm_lease_close(node->dd, lease->generation), LLM_SUCCESS);
+    watch_end(watch, "llm_lease_close",
+              (node->sync_ms + node->liveness_ms) * SIM_MS + 4 * tick_ns(node) + 100 * SIM_MS);
+    model_cache_ended(lease);
+    overwrite(lease);
+    if (status != LLM_LEASE_ACTIVE)
+        EXPECT("llm_lease_close", api()->llm_lease_close(node->dd, lease->generation), LLM_SUCCESS);
+}
+
+// Lends the blocks of a cache of this worker's, for a while, again and again with new contents.
+static void
+lend(struct node *node, struct worker *worker)
+{
+    uint64_t generation;
+    if (worker->lent == NULL) {
+        worker->lent = new_cache(node, false);
+        if (!allocate_cache(node, worker->lent)) {
+            model_cache_ends(worker->lent);
+            worker->lent = NULL;
+            return;
+        }
+        worker->lent->lent = true;
+        model_cache_ends(worker->lent);
+        learn_generation(node, worker->lent);
+    }
+    const struct cache *lent = worker->lent;
+    llm_lease_desc desc = {.struct_size = sizeof(desc),
+                           .cache_id = lent->id,
+                           .duration_ms = (uint32_t)sim_between(1, 100),
+                           .num_releases = (uint32_t)sim_below(3)};
+    llm_status status = api()->llm_lease_open(node->dd, &desc, &generation);
+    if (!scenario.faults.memory)
+        EXPECT("llm_lease_open", status, LLM_SUCCESS);
+    if (status != LLM_SUCCESS)
+        return;
+    struct cache *lease = model_cache_new(node, sim_current_process(), node->cluster_id, false,
+                                          lent->num_tensors, lent->num_slots, lent->stride);
+    lease->leased = true;
+    lease->generation = generation;
+    model_cache_born(lease, lent->id, lent->tensors);
+    sim_trace("%s: lease %llu on cache %lld is #%u", sim_current_process()->name,
+              (unsigned long long)generation, (long long)lease->id, lease->number);
+    await_lease(node, lease);
+}
+
 // ---- workers ----
 
 static void
@@ -699,7 +831,7 @@ change_caches(struct node *node)
 {
     bool target = !can_push(node) || (can_pull(node) && sim_chance(2));
     if (count_caches(node, target) >= 4 || (scenario.faults.churn && sim_chance(2))) {
-        struct cache *cache = scenario.faults.churn ? some_cache(node, target) : NULL;
+        struct cache *cache = scenario.faults.churn ? some_cache(node, target, false) : NULL;
         if (cache != NULL)
             free_cache(node, cache);
         return;
@@ -708,10 +840,11 @@ change_caches(struct node *node)
 }
 
 static void
-act(struct node *node)
+act(struct worker *worker)
 {
+    struct node *node = worker->node;
     struct node *peer = some_peer(node);
-    switch (sim_below(16)) {
+    switch (sim_below(17)) {
     case 0:
     case 1:
         if (!node->is_prompt && !scenario_pair(node, peer)->linked && peer->up)
@@ -735,6 +868,10 @@ act(struct node *node)
     case 7:
         probe(node, peer);
         break;
+    case 8:
+        if (can_push(node) && !scenario.calm)
+            lend(node, worker);
+        break;
     default:
         some_transfer(node);
     }
@@ -745,7 +882,7 @@ worker_main(void *arg)
 {
     struct worker *worker = arg;
     while (scenario.phase == CHAOS) {
-        act(worker->node);
+        act(worker);
         sim_sleep(sim_below(2 * scenario.pause_ns));
     }
     return NULL;
@@ -770,7 +907,7 @@ final_transfer(struct node *node, struct node *peer, bool push)
     llm_status status = LLM_TRANSFER_PENDING;
     // Its slots may be waiting for the end of a push that took another cache's name for this one's.
     for (int i = 0; i < 10000 && status == LLM_TRANSFER_PENDING; i++) {
-        there = some_cache(peer, push);
+        there = some_cache(peer, push, false);
         if (here != NULL && there != NULL)
             status = transfer(node, peer, push, here, there);
         sim_sleep(SIM_MS);
@@ -896,9 +1033,9 @@ static void
 log_line(void *arg, llm_log_level level, const char *line)
 {
     unsigned long long from, about;
-    (void)level;
     sim_trace("  %s: %s", sim_current_process()->name, line);
-    if (strstr(line, "silent") == NULL ||
+    // Afterwards every call says so, as an error.
+    if (level != LLM_LOG_WARN || strstr(line, "silent") == NULL ||
         sscanf(line, "link: the link to cluster %llu is broken: the peer has been silent for %llu",
                &about, &from) != 2)
         return;
@@ -913,7 +1050,7 @@ initialize(struct node *node)
 {
     char listen[32], ip[16], sync[16], liveness[16], connections[16];
     size_t count = 0;
-    llm_option options[8];
+    llm_option options[10];
     host_text(node->seat->host, ip);
     snprintf(listen, sizeof(listen), "%s:%u", ip, node->port);
     snprintf(sync, sizeof(sync), "%u", node->sync_ms);
@@ -927,6 +1064,8 @@ initialize(struct node *node)
     options[count++] = (llm_option){LLM_OPTION_LOG_LEVEL, "info"};
     if (node->is_prompt)
         options[count++] = (llm_option){LLM_OPTION_LISTEN_IP_INFO, listen};
+    if (node->checksum)
+        options[count++] = (llm_option){LLM_OPTION_CHECKSUM, "crc32c"};
     if (scenario.version_2)
         options[count++] = (llm_option){LLM_OPTION_LOCAL_COMM_RES, ""};
     llm_status status = api()->llm_initialize(node->dd, options, count);

@@ -83,6 +83,13 @@ scenario_judge(const struct op *op, llm_status status)
         // It may be another cache's by now, which has fewer slots.
         ok = is_ambiguous(op);
         break;
+    case LLM_CACHE_STALE:
+        // A lease ends by itself.
+        ok = op->leased || (op->generation != 0 && (cache_may_be_gone(op) || is_ambiguous(op)));
+        break;
+    case LLM_CHECKSUM_MISMATCH:
+        ok = scenario.faults.flips;
+        break;
     case LLM_OUT_OF_MEMORY:
         ok = scenario.faults.memory;
         break;
@@ -140,6 +147,7 @@ draw_nodes(void)
             .port = (uint16_t)(26000 + i),
             .liveness_ms = sim_chance(4) ? 2 * liveness_ms : liveness_ms,
             .sync_ms = sync_ms,
+            .checksum = scenario.faults.flips || sim_chance(6),
             .transports = sim_chance(4) ? choose_transports() : transports,
         };
         seat->nodes[seat->num_nodes++] = node;
@@ -163,6 +171,7 @@ draw_faults(void)
         .resets = sim_chance(4),
         .losses = sim_chance(4),
         .refusals = sim_chance(6),
+        .flips = false,
         .memory = sim_chance(6),
         .churn = sim_chance(2),
         .unlinks = sim_chance(3),
@@ -180,6 +189,8 @@ draw_network(void)
     sim_net.window_max = sim_net.window_min * sim_between(1, 4);
     if (scenario.faults.losses)
         sim_net.loss_one_in = sim_between(20, 300);
+    if (scenario.faults.flips)
+        sim_net.flip_one_in = sim_between(20, 1000);
     if (scenario.faults.refusals)
         sim_net.refuse_one_in = sim_between(2, 6);
 }
@@ -477,6 +488,7 @@ begin_to_settle(void *arg, uint64_t unused)
     sim_end_stalls();
     sim_net.loss_one_in = 0;
     sim_net.refuse_one_in = 0;
+    sim_net.flip_one_in = 0;
     for (int a = 0; a < scenario.num_hosts; a++) {
         for (int b = 0; b < scenario.num_hosts; b++)
             sim_net_block(a, b, false);

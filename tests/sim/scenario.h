@@ -15,6 +15,7 @@ struct node {
     uint16_t port;
     uint32_t liveness_ms;
     uint32_t sync_ms;
+    bool checksum;
     const char *transports;
     llm_datadist *dd; // of the process that lives now
     bool up;
@@ -46,8 +47,8 @@ struct pair {
 enum phase { CHAOS, SETTLING, ENDING };
 
 struct fault_set {
-    bool kills, power, stops, stalls, slowness, partitions, resets, losses, refusals, memory, churn,
-        no_reading, unlinks;
+    bool kills, power, stops, stalls, slowness, partitions, resets, losses, flips, refusals, memory,
+        churn, no_reading, unlinks;
 };
 
 struct scenario {

@@ -235,6 +235,7 @@ struct sim_net {
     uint64_t delay_min_ns, delay_max_ns;        // between hosts
     uint64_t loss_one_in;                       // a segment is sent again later; 0: never
     uint64_t refuse_one_in;                     // a connection is refused
+    uint64_t flip_one_in;                       // segments get a bit turned; 0: never
     uint64_t window_min, window_max;            // bytes on the way and not yet read, per connection
     bool blocked[SIM_HOSTS_MAX][SIM_HOSTS_MAX]; // from, to: nothing arrives
     uint64_t blocked_since[SIM_HOSTS_MAX][SIM_HOSTS_MAX];

@@ -193,6 +193,10 @@ send_segment(struct sim_tcp *to, int from_host, enum segment_kind kind, const ui
     *segment = (struct segment){.arrival_ns = arrival_ns, .kind = kind, .bytes = bytes};
     if (bytes > 0)
         memcpy(segment->data, data, bytes);
+    if (bytes > 0 && from_host != to->host && sim_chance(sim_net.flip_one_in)) {
+        sim_trace("a bit is turned on the way from host %d to host %d", from_host, to->host);
+        segment->data[sim_below(bytes)] ^= (uint8_t)(1u << sim_below(8));
+    }
     if (to->last != NULL)
         to->last->next = segment;
     else
