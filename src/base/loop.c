@@ -58,11 +58,13 @@ llm_status
 lli_loop_add(struct lli_loop *loop, struct lli_source *source)
 {
     struct epoll_event event = {.events = source->events, .data.ptr = source};
-    if (epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, source->fd, &event) != 0)
-        return lli_fail(LLM_FAILED, "loop", "epoll_ctl: %s", strerror(errno));
+    // First: the loop's thread may have an event before this returns.
     source->added = true;
     lli_list_init(&source->dead);
-    return LLM_SUCCESS;
+    if (epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, source->fd, &event) == 0)
+        return LLM_SUCCESS;
+    source->added = false;
+    return lli_fail(LLM_FAILED, "loop", "epoll_ctl: %s", strerror(errno));
 }
 
 void
@@ -151,18 +153,24 @@ handle_events(struct lli_loop *loop, int timeout_ms)
     }
 }
 
+static int
+ms_to_wait(uint64_t next_tick)
+{
+    return next_tick != UINT64_MAX ? lli_ms_until(next_tick) : -1;
+}
+
 static void *
 loop_main(void *arg)
 {
     struct lli_loop *loop = arg;
-    uint64_t next_tick = lli_now_ns() + loop->tick_ns;
+    uint64_t next_tick = loop->tick != NULL ? lli_now_ns() + loop->tick_ns : UINT64_MAX;
     bool busy = false;
     for (;;) {
-        handle_events(loop, busy ? 0 : lli_ms_until(next_tick));
+        handle_events(loop, busy ? 0 : ms_to_wait(next_tick));
         if (run_tasks(loop))
             break;
-        busy = loop->idle(loop->tick_arg);
-        uint64_t now = lli_now_ns();
+        busy = loop->idle != NULL && loop->idle(loop->tick_arg);
+        uint64_t now = next_tick != UINT64_MAX ? lli_now_ns() : 0;
         if (now >= next_tick) {
             loop->tick(loop->tick_arg, now);
             next_tick = now + loop->tick_ns;
@@ -223,6 +231,15 @@ lli_loop_post(struct lli_loop *loop, struct lli_task *task)
     lli_list_append(&loop->tasks, &task->node);
     pthread_mutex_unlock(&loop->lock);
     wake_up(loop);
+}
+
+void
+lli_loop_unpost(struct lli_loop *loop, struct lli_task *task)
+{
+    // What the loop has taken off its queue is this thread's own.
+    pthread_mutex_lock(&loop->lock);
+    lli_list_remove(&task->node);
+    pthread_mutex_unlock(&loop->lock);
 }
 
 struct call {

@@ -33,9 +33,9 @@ struct lli_loop {
     bool started;
     struct lli_source wake;
     uint64_t tick_ns;
-    void (*tick)(void *arg, uint64_t now_ns);
+    void (*tick)(void *arg, uint64_t now_ns); // or NULL
     void *tick_arg;
-    // Something wants to go on without waiting for an event.
+    // Something wants to go on without waiting for an event.  Or NULL.
     bool (*idle)(void *arg);
     struct lli_list dead;
 
@@ -45,7 +45,7 @@ struct lli_loop {
 };
 
 // Opens the loop; the thread starts with lli_loop_start.  `tick` is called about every tick_ms.
-// `idle` is called between waits and returns true while it has more to do.
+// `idle` is called between waits and returns true while it has more to do.  Either may be NULL.
 llm_status lli_loop_open(struct lli_loop *loop, uint32_t tick_ms,
                          void (*tick)(void *arg, uint64_t now_ns), bool (*idle)(void *arg),
                          void *arg);
@@ -57,15 +57,18 @@ void lli_loop_close(struct lli_loop *loop);
 
 // [any thread]  Also before start and from the loop's own thread.
 void lli_loop_post(struct lli_loop *loop, struct lli_task *task);
+// Takes back a task that may have been posted and hasn't run.  [the loop's thread]
+void lli_loop_unpost(struct lli_loop *loop, struct lli_task *task);
 // Runs `run(arg)` on the loop's thread and waits for it.  [any thread but the loop's]
 void lli_loop_call(struct lli_loop *loop, void (*run)(void *arg), void *arg);
 // Returns when everything posted before has run.  [any thread but the loop's]
 void lli_loop_flush(struct lli_loop *loop);
 
-// These three belong to the loop's thread, or to anybody before start and after stop.
+// [any thread]
 llm_status lli_loop_add(struct lli_loop *loop, struct lli_source *source);
+// [any thread, one at a time, while nobody removes the source]
 void lli_loop_change(struct lli_loop *loop, struct lli_source *source, uint32_t events);
-// Removes the source, closes its descriptor, and calls source->free once no event can name it.
+// [the loop's thread, or any before start and after stop]  Removes the source, closes its descriptor, and calls source->free once no event can name it.
 void lli_loop_remove(struct lli_loop *loop, struct lli_source *source);
 
 #endif

@@ -454,6 +454,73 @@ test_adding_what_cannot_be_waited_for_fails(void **state)
     lli_loop_close(&loop);
 }
 
+static void
+test_a_task_that_is_taken_back_does_not_run(void **state)
+{
+    struct lli_loop loop;
+    struct numbered tasks[3];
+    (void)state;
+    open_loop(&loop, 1000);
+    fill_numbered(tasks, LLI_COUNT(tasks), &loop);
+    for (size_t i = 0; i < LLI_COUNT(tasks); i++)
+        lli_loop_post(&loop, &tasks[i].task);
+    lli_loop_unpost(&loop, &tasks[2].task);
+    lli_loop_unpost(&loop, &tasks[2].task);
+    lli_loop_close(&loop);
+    assert_ran_in_order(2);
+}
+
+static struct numbered *taken_back;
+
+static void
+take_back(struct lli_task *task)
+{
+    struct numbered *numbered = LLI_CONTAINER_OF(task, struct numbered, task);
+    run_numbered(task);
+    lli_loop_unpost(numbered->loop, &taken_back->task);
+}
+
+static void
+test_a_task_may_take_back_one_that_would_run_next(void **state)
+{
+    struct lli_loop loop;
+    struct numbered tasks[3];
+    (void)state;
+    open_loop(&loop, 1000);
+    fill_numbered(tasks, LLI_COUNT(tasks), &loop);
+    tasks[1].task.run = take_back;
+    taken_back = &tasks[2];
+    for (size_t i = 0; i < LLI_COUNT(tasks); i++)
+        lli_loop_post(&loop, &tasks[i].task);
+    assert_true(lli_loop_start(&loop) == LLM_SUCCESS);
+    lli_loop_flush(&loop);
+    lli_loop_stop(&loop);
+    lli_loop_close(&loop);
+    assert_ran_in_order(2);
+}
+
+static void
+test_a_loop_without_tick_and_idle_work_serves_sources_and_tasks(void **state)
+{
+    struct lli_loop loop;
+    struct signal_source s;
+    struct call_facts facts = {0};
+    (void)state;
+    assert_true(lli_loop_open(&loop, 0, NULL, NULL, NULL) == LLM_SUCCESS);
+    open_source(&s, &loop, 1, EPOLLIN);
+    s.removes = &s;
+    assert_true(lli_loop_start(&loop) == LLM_SUCCESS);
+    // Added while the loop's thread runs, by another.
+    assert_true(lli_loop_add(&loop, &s.source) == LLM_SUCCESS);
+    uint64_t deadline = lli_deadline_after_ms(UNIT_PATIENCE_MS);
+    do
+        lli_loop_call(&loop, note_thread, &facts);
+    while (facts.count < 50 && lli_now_ns() < deadline);
+    lli_loop_stop(&loop);
+    lli_loop_close(&loop);
+    assert_int_equal(s.num_ready, 1);
+}
+
 int
 main(void)
 {
@@ -472,6 +539,9 @@ main(void)
         cmocka_unit_test(test_a_removed_source_is_freed_later_and_not_at_once),
         cmocka_unit_test(test_interest_can_be_changed),
         cmocka_unit_test(test_adding_what_cannot_be_waited_for_fails),
+        cmocka_unit_test(test_a_task_that_is_taken_back_does_not_run),
+        cmocka_unit_test(test_a_task_may_take_back_one_that_would_run_next),
+        cmocka_unit_test(test_a_loop_without_tick_and_idle_work_serves_sources_and_tasks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
