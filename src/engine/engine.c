@@ -75,6 +75,9 @@ lli_engine_link_has_work(struct lli_link *link)
     bool read_by_peer =
         link->view != NULL && !broken &&
         lli_segment_is_read(link->view->segment, link->node->identity.incarnation, 0);
+    // The peer may know of the end of a pull before the thread that sent its last bytes has said so.
+    if (!lli_list_empty(&link->serves))
+        lli_stream_settle(&link->stream);
     return active || read_by_peer || !lli_list_empty(&link->serves);
 }
 
@@ -211,6 +214,7 @@ open_node(struct llm_datadist *dd, uint32_t tick_ms)
     node->identity = identity;
     node->options = &dd->options;
     node->loop = &dd->loop;
+    node->lanes = &dd->lanes;
     node->registry = &dd->registry;
     node->segment = &dd->segment;
     node->pools = dd->pools;
@@ -229,6 +233,7 @@ open_node(struct llm_datadist *dd, uint32_t tick_ms)
         return lli_fail(LLM_FAILED, "engine", "out of memory or descriptors");
     }
     lli_node_open(node, tick_ms);
+    lli_lanes_open(&dd->lanes, &dd->loop, dd->options.tcp_connections);
     lli_crew_open(&dd->crew, dd->options.copy_threads);
     return LLM_SUCCESS;
 }
@@ -343,6 +348,7 @@ lli_engine_close(struct llm_datadist *dd)
     lli_exchange_listener_close(&dd->exchange);
     lli_accept_end_all(&dd->node);
     remove_all_links(dd);
+    lli_lanes_close(&dd->lanes);
     lli_loop_close(&dd->loop);
     lli_registry_close(&dd->registry);
     close_node(dd);

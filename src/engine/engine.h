@@ -13,6 +13,7 @@
 #include "link/link.h"
 #include "options/options.h"
 #include "transport/crew.h"
+#include "transport/lanes.h"
 
 struct llm_datadist {
     uint64_t cluster_id;
@@ -28,6 +29,7 @@ struct llm_datadist {
     struct lli_registry registry;
     struct lli_loop loop;
     struct lli_node node;
+    struct lli_lanes lanes;
     struct lli_crew crew;
     struct lli_exchange_listener exchange;
     struct lli_listeners listeners;

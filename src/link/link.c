@@ -61,7 +61,7 @@ lli_link_new(struct lli_node *node, const struct lli_identity *peer)
     lli_list_init(&link->transfers);
     lli_list_init(&link->serves);
     lli_list_init(&link->asks);
-    lli_stream_init(&link->stream, node->loop, link, on_stream_failed);
+    lli_stream_init(&link->stream, node->lanes, link, on_stream_failed);
     if (!lli_events_prepare(link) || link->local_ips == NULL || link->remote_ips == NULL ||
         link->devices == NULL) {
         lli_link_put(link);
@@ -81,6 +81,7 @@ lli_link_put(struct lli_link *link)
 {
     if (atomic_fetch_sub(&link->references, 1) > 1)
         return;
+    lli_stream_fini(&link->stream);
     lli_view_unmap(link->view);
     lli_events_unprepare(link);
     lli_free(link->local_ips);
@@ -401,7 +402,7 @@ is_silent(const struct lli_link *link)
 static void
 listen_to(struct lli_link *link)
 {
-    uint64_t bytes = link->stream.bytes_in;
+    uint64_t bytes = atomic_load(&link->stream.bytes_in);
     if (link->control != NULL)
         bytes += link->control->bytes_in;
     if (bytes != link->bytes_heard)

@@ -64,6 +64,7 @@ struct lli_link {
 struct lli_node {
     const struct lli_options *options;
     struct lli_loop *loop;
+    struct lli_lanes *lanes; // for data connections; the first is `loop`
     struct lli_registry *registry;
     struct lli_segment *segment;
     const struct lli_pool *pools; // options->num_devices

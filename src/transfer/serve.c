@@ -470,7 +470,7 @@ keep_cut(struct serve *serve)
 {
     uint64_t arrived = 0;
     if (serve->in_stream)
-        arrived = serve->job.arrived;
+        arrived = lli_stream_arrived(&serve->link->stream, &serve->job);
     else if (serve->fetching && lli_source_is_good(&serve->copy.source))
         arrived = serve->copy.copy.position;
     if (serve->request.push && serve->num_caches == 1 && arrived > 0)

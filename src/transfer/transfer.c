@@ -142,7 +142,7 @@ stop_and_end(struct transfer *t, llm_status status, const char *text)
     if (t->in_stream) {
         t->in_stream = false;
         lli_stream_cancel_receive(&t->link->stream, &t->job);
-        note_progress(t, t->job.arrived);
+        note_progress(t, lli_stream_arrived(&t->link->stream, &t->job));
     }
     if (t->in_copies) {
         t->in_copies = false;
@@ -385,8 +385,11 @@ find_transfer(struct lli_link *link, uint64_t id)
 static bool
 on_result(struct transfer *t, const struct lli_outcome *outcome)
 {
-    // Success of a push means that all bytes have landed, so all have left; a pull counts its bytes.
-    if (outcome->status == LLM_SUCCESS && (t->push ? t->in_stream : bytes_to_move(t) > 0))
+    // Success of a push means that all bytes have landed, so all have left, although the thread that
+    // sent the last ones may not have said so yet; a pull counts its bytes.
+    bool too_early = t->push ? t->in_stream && !lli_stream_has_begun_all(&t->link->stream, &t->job)
+                             : bytes_to_move(t) > 0;
+    if (outcome->status == LLM_SUCCESS && too_early)
         return false;
     if (outcome->status == LLM_SUCCESS && !t->push)
         tell_owner_and_end(t);
@@ -442,7 +445,7 @@ lli_transfers_broken(struct lli_link *link, llm_status status)
         if (t->in_copies && lli_copies_cancel(&t->copy))
             note_progress(t, t->copy.copy.position);
         if (t->in_stream && !t->push)
-            note_progress(t, t->job.arrived);
+            note_progress(t, lli_stream_arrived(&t->link->stream, &t->job));
         t->in_copies = t->in_stream = false;
         end(t, t->cancelled ? t->cancel_status : status, link->broken_reason);
     }
@@ -789,7 +792,7 @@ look_at_progress(void *arg)
 {
     struct transfer *t = arg;
     if (t->in_stream && !t->push)
-        note_progress(t, t->job.arrived);
+        note_progress(t, lli_stream_arrived(&t->link->stream, &t->job));
     if (t->in_copies && lli_source_is_good(&t->copy.source))
         note_progress(t, t->copy.copy.position);
 }

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <netinet/tcp.h>
+#include <stdio.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -17,69 +18,153 @@ static const uint64_t turn_bytes_max = 1 << 20;
 // What the system may hold of a connection before it is under way: a small transfer that begins
 // now waits behind no more.
 static const int unsent_bytes_max = 256 << 10;
+static const uint64_t small_bytes_max = 64 << 10;
 
 enum { PIECES_PER_CALL = 256, DISCARD_BYTES = 16 << 10 };
 
+static void run_news(struct lli_task *task);
+
 void
-lli_stream_init(struct lli_stream *stream, struct lli_loop *loop, void *owner,
+lli_stream_init(struct lli_stream *stream, struct lli_lanes *lanes, void *owner,
                 void (*on_failed)(struct lli_stream *stream, const char *why))
 {
     memset(stream, 0, sizeof(*stream));
-    stream->loop = loop;
+    stream->loop = lanes->main;
+    stream->lanes = lanes;
     stream->owner = owner;
     stream->on_failed = on_failed;
+    pthread_mutex_init(&stream->lock, NULL);
+    pthread_cond_init(&stream->call_ended, NULL);
     lli_list_init(&stream->sending);
     lli_list_init(&stream->receiving);
+    lli_list_init(&stream->finished);
+    lli_list_init(&stream->news.node);
+    stream->news.run = run_news;
+}
+
+void
+lli_stream_fini(struct lli_stream *stream)
+{
+    pthread_cond_destroy(&stream->call_ended);
+    pthread_mutex_destroy(&stream->lock);
+}
+
+// ---- telling the instance's thread ----
+
+static void
+post_news_locked(struct lli_stream *stream)
+{
+    if (!stream->news_posted)
+        lli_loop_post(stream->loop, &stream->news);
+    stream->news_posted = true;
+}
+
+static struct lli_stream_job *
+take_finished(struct lli_stream *stream)
+{
+    struct lli_stream_job *job = NULL;
+    pthread_mutex_lock(&stream->lock);
+    if (!lli_list_empty(&stream->finished)) {
+        job = LLI_LIST_ENTRY(stream->finished.next, struct lli_stream_job, node);
+        lli_list_remove(&job->node);
+        lli_arrival_fini(&job->arrival);
+    }
+    pthread_mutex_unlock(&stream->lock);
+    return job;
+}
+
+static void
+call_done(struct lli_stream *stream)
+{
+    for (struct lli_stream_job *job; (job = take_finished(stream)) != NULL;)
+        job->done(job);
+}
+
+static void
+run_news(struct lli_task *task)
+{
+    struct lli_stream *stream = LLI_CONTAINER_OF(task, struct lli_stream, news);
+    pthread_mutex_lock(&stream->lock);
+    stream->news_posted = false;
+    bool has_failed = stream->failed && !stream->failure_is_told;
+    stream->failure_is_told |= has_failed;
+    pthread_mutex_unlock(&stream->lock);
+    call_done(stream);
+    if (has_failed)
+        stream->on_failed(stream, stream->why);
 }
 
 static void
 fail(struct lli_stream *stream, const char *why)
 {
-    if (stream->failed)
-        return;
-    stream->failed = true;
-    stream->on_failed(stream, why);
+    pthread_mutex_lock(&stream->lock);
+    if (!stream->failed) {
+        stream->failed = true;
+        snprintf(stream->why, sizeof(stream->why), "%s", why);
+        post_news_locked(stream);
+    }
+    pthread_mutex_unlock(&stream->lock);
 }
 
-// The pieces of the job's memory that hold the stream's bytes from `position` on, at most `bytes`.
-static size_t
+// The job is through; its connection calls tell_finished next.
+static void
+finish_locked(struct lli_stream_conn *conn, struct lli_stream_job *job)
+{
+    struct lli_stream *stream = conn->stream;
+    lli_list_remove(&job->node);
+    lli_list_append(&stream->finished, &job->node);
+    if (conn->loop != stream->loop)
+        post_news_locked(stream);
+}
+
+static void
+tell_finished(struct lli_stream_conn *conn)
+{
+    if (conn->loop == conn->stream->loop)
+        call_done(conn->stream);
+}
+
+// The pieces of the job's memory that hold the stream's bytes from `position` on, at most `bytes`;
+// returns how many bytes they hold.
+static uint64_t
 gather(const struct lli_stream_job *job, uint64_t position, uint64_t bytes, struct iovec *pieces,
-       size_t num_pieces_max)
+       size_t num_pieces_max, size_t *ret_num_pieces)
 {
     const struct lli_plan *plan = job->plan;
     struct lli_place place = lli_plan_locate(plan, position);
+    uint64_t bytes_left = bytes;
     size_t num_pieces = 0;
-    while (bytes > 0 && num_pieces < num_pieces_max) {
+    while (bytes_left > 0 && num_pieces < num_pieces_max) {
         const struct lli_run *run = &plan->runs[place.run];
         uint64_t offset = (job->is_source ? run->src_offset : run->dst_offset) + place.offset;
-        uint64_t piece_bytes = lli_min(run->bytes - place.offset, bytes);
+        uint64_t piece_bytes = lli_min(run->bytes - place.offset, bytes_left);
         pieces[num_pieces++] = (struct iovec){
             .iov_base = (void *)(job->tensors[place.tensor] + offset),
             .iov_len = piece_bytes,
         };
-        bytes -= piece_bytes;
+        bytes_left -= piece_bytes;
         place.offset = 0;
         if (++place.run == plan->num_runs) {
             place.run = 0;
             place.tensor++;
         }
     }
-    return num_pieces;
+    *ret_num_pieces = num_pieces;
+    return bytes - bytes_left;
 }
 
 // ---- sending ----
 
-// Takes the next frame of the job whose turn it is.  False if nobody has anything to send.
-static bool
-begin_frame(struct lli_stream_conn *conn)
+// The next frame of the job whose turn it is.
+static void
+take_frame_locked(struct lli_stream_conn *conn)
 {
     struct lli_stream *stream = conn->stream;
-    if (lli_list_empty(&stream->sending))
-        return false;
     struct lli_stream_job *job = LLI_LIST_ENTRY(stream->sending.next, struct lli_stream_job, node);
     uint64_t bytes = lli_min(frame_bytes_max, job->plan->total_bytes - job->position);
     struct lli_message_header header = {
         .type = LLI_DATA,
+        .flags = job->flags,
         .body_bytes = (uint32_t)bytes,
         .transfer_id = job->id,
         .argument = job->position,
@@ -94,17 +179,35 @@ begin_frame(struct lli_stream_conn *conn)
     lli_list_remove(&job->node);
     if (job->position < job->plan->total_bytes)
         lli_list_append(&stream->sending, &job->node);
-    return true;
+}
+
+// False if nobody has anything to send: then the connection waits to be woken up.
+static bool
+begin_frame(struct lli_stream_conn *conn)
+{
+    struct lli_stream *stream = conn->stream;
+    pthread_mutex_lock(&stream->lock);
+    bool has_more = !lli_list_empty(&stream->sending);
+    if (has_more)
+        take_frame_locked(conn);
+    else
+        lli_loop_change(conn->loop, &conn->source, EPOLLIN);
+    pthread_mutex_unlock(&stream->lock);
+    return has_more;
 }
 
 static void
 end_frame(struct lli_stream_conn *conn)
 {
+    struct lli_stream *stream = conn->stream;
     struct lli_stream_job *job = conn->out_job;
+    pthread_mutex_lock(&stream->lock);
     conn->out_job = NULL;
     job->num_frames--;
     if (job->num_frames == 0 && (job->cancelled || job->position == job->plan->total_bytes))
-        job->done(job);
+        finish_locked(conn, job);
+    pthread_mutex_unlock(&stream->lock);
+    tell_finished(conn);
 }
 
 // One system call's worth of the current frame; -1 with errno, or the bytes sent.
@@ -112,15 +215,16 @@ static ssize_t
 send_some(struct lli_stream_conn *conn)
 {
     struct iovec pieces[1 + PIECES_PER_CALL];
+    size_t num_heads = 0;
     size_t num_pieces = 0;
     if (conn->out_head_sent < sizeof(conn->out_head))
-        pieces[num_pieces++] = (struct iovec){
+        pieces[num_heads++] = (struct iovec){
             .iov_base = conn->out_head + conn->out_head_sent,
             .iov_len = sizeof(conn->out_head) - conn->out_head_sent,
         };
-    num_pieces += gather(conn->out_job, conn->out_position, conn->out_left, pieces + num_pieces,
-                         PIECES_PER_CALL);
-    struct msghdr message = {.msg_iov = pieces, .msg_iovlen = num_pieces};
+    (void)gather(conn->out_job, conn->out_position, conn->out_left, pieces + num_heads,
+                 PIECES_PER_CALL, &num_pieces);
+    struct msghdr message = {.msg_iov = pieces, .msg_iovlen = num_heads + num_pieces};
     ssize_t sent = sendmsg(conn->source.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (sent <= 0)
         return sent;
@@ -132,54 +236,103 @@ send_some(struct lli_stream_conn *conn)
 }
 
 static void
+send_more_later(struct lli_stream_conn *conn)
+{
+    struct lli_stream *stream = conn->stream;
+    pthread_mutex_lock(&stream->lock);
+    lli_loop_change(conn->loop, &conn->source, EPOLLIN | EPOLLOUT);
+    pthread_mutex_unlock(&stream->lock);
+}
+
+static void
 send_turn(struct lli_stream_conn *conn)
 {
     struct lli_stream *stream = conn->stream;
     uint64_t turn_bytes = 0;
-    bool blocked = false;
-    while (!blocked && turn_bytes < turn_bytes_max) {
+    while (turn_bytes < turn_bytes_max) {
         if (conn->out_job == NULL && !begin_frame(conn))
-            break;
+            return;
         ssize_t sent = send_some(conn);
         if (sent >= 0) {
             turn_bytes += (uint64_t)sent;
             if (conn->out_left == 0 && conn->out_head_sent == sizeof(conn->out_head))
                 end_frame(conn);
         } else if (errno == EAGAIN) {
-            blocked = true;
+            break;
         } else if (errno != EINTR) {
             fail(stream, strerror(errno));
-            return;
         }
-        if (stream->failed)
+        if (!conn->source.added || stream->failed)
             return;
     }
-    bool has_more = conn->out_job != NULL || !lli_list_empty(&stream->sending);
-    lli_loop_change(stream->loop, &conn->source, has_more ? EPOLLIN | EPOLLOUT : EPOLLIN);
+    send_more_later(conn);
+}
+
+// Wakes up as many idle connections as there are frames.  The busy ones look by themselves.
+static void
+wake_senders_locked(struct lli_stream *stream, uint64_t num_frames)
+{
+    for (size_t i = 0; i < stream->num_conns && num_frames > 0; i++) {
+        struct lli_stream_conn *conn = stream->conns[i];
+        if (conn->out_job != NULL)
+            continue;
+        lli_loop_change(conn->loop, &conn->source, EPOLLIN | EPOLLOUT);
+        num_frames--;
+    }
 }
 
 void
 lli_stream_send(struct lli_stream *stream, struct lli_stream_job *job)
 {
+    pthread_mutex_lock(&stream->lock);
+    job->position = job->start_position;
+    uint64_t bytes = job->plan->total_bytes - job->position;
     lli_list_append(&stream->sending, &job->node);
-    for (size_t i = 0; i < stream->num_conns; i++)
-        lli_loop_change(stream->loop, &stream->conns[i]->source, EPOLLIN | EPOLLOUT);
+    // What is small leaves from here: waking a thread, this one too, takes longer.
+    struct lli_stream_conn *own = stream->num_conns > 0 ? stream->conns[0] : NULL;
+    bool here = bytes <= small_bytes_max && own != NULL && own->loop == stream->loop &&
+                own->out_job == NULL && !stream->failed;
+    if (!here)
+        wake_senders_locked(stream, (bytes + frame_bytes_max - 1) / frame_bytes_max);
+    pthread_mutex_unlock(&stream->lock);
+    if (here)
+        send_turn(own);
 }
 
 void
 lli_stream_cancel_send(struct lli_stream *stream, struct lli_stream_job *job)
 {
-    (void)stream;
+    pthread_mutex_lock(&stream->lock);
     job->cancelled = true;
     lli_list_remove(&job->node);
-    if (job->num_frames == 0)
+    bool is_done = job->num_frames == 0;
+    pthread_mutex_unlock(&stream->lock);
+    if (is_done)
         job->done(job);
+}
+
+bool
+lli_stream_has_begun_all(struct lli_stream *stream, const struct lli_stream_job *job)
+{
+    pthread_mutex_lock(&stream->lock);
+    bool has_begun_all = job->position == job->plan->total_bytes;
+    pthread_mutex_unlock(&stream->lock);
+    return has_begun_all;
+}
+
+uint64_t
+lli_stream_arrived(struct lli_stream *stream, const struct lli_stream_job *job)
+{
+    pthread_mutex_lock(&stream->lock);
+    uint64_t arrived = job->arrival.prefix;
+    pthread_mutex_unlock(&stream->lock);
+    return arrived;
 }
 
 // ---- receiving ----
 
 static struct lli_stream_job *
-find_receiving(struct lli_stream *stream, uint64_t id)
+find_receiving_locked(struct lli_stream *stream, uint64_t id)
 {
     LLI_LIST_FOR(node, &stream->receiving) {
         struct lli_stream_job *job = LLI_LIST_ENTRY(node, struct lli_stream_job, node);
@@ -189,87 +342,127 @@ find_receiving(struct lli_stream *stream, uint64_t id)
     return NULL;
 }
 
+// Bytes of a wanted transfer follow.  NULL, or what is wrong with them.
+static const char *
+claim_frame_locked(struct lli_stream_job *job, const struct lli_message_header *header)
+{
+    uint64_t total_bytes = job->plan->total_bytes;
+    if (header->argument > total_bytes || header->body_bytes > total_bytes - header->argument)
+        return "it sent data beyond the end of a transfer";
+    job->flags |= header->flags;
+    if (header->body_bytes == 0)
+        return NULL;
+    return lli_arrival_claim(&job->arrival, header->argument, header->body_bytes);
+}
+
 // A header is complete: whose bytes follow, and where do they belong?
-static bool
+static void
 begin_body(struct lli_stream_conn *conn)
 {
+    struct lli_stream *stream = conn->stream;
     struct lli_message_header header;
     const char *wrong = lli_message_header_read(conn->in_head, &header);
+    conn->in_head_got = 0;
     if (wrong == NULL && (header.type != LLI_DATA || header.body_bytes > LLI_DATA_BODY_BYTES_MAX))
         wrong = "it sent something else than data on a data connection";
     if (wrong == NULL) {
-        conn->in_job = find_receiving(conn->stream, header.transfer_id);
-        conn->in_position = header.argument;
-        conn->in_left = header.body_bytes;
-        // Every byte once: the sum of the frames tells when all have arrived.
-        if (conn->in_job != NULL &&
-            (header.argument > conn->in_job->plan->total_bytes ||
-             header.body_bytes > conn->in_job->plan->total_bytes - header.argument ||
-             header.body_bytes > conn->in_job->plan->total_bytes - conn->in_job->position))
-            wrong = "it sent data beyond the end of a transfer";
+        pthread_mutex_lock(&stream->lock);
+        struct lli_stream_job *job = find_receiving_locked(stream, header.transfer_id);
+        if (job != NULL)
+            wrong = claim_frame_locked(job, &header);
+        if (wrong == NULL && header.body_bytes > 0)
+            conn->in_job = job;
+        pthread_mutex_unlock(&stream->lock);
     }
     if (wrong != NULL) {
-        conn->in_job = NULL;
-        fail(conn->stream, wrong);
-        return false;
+        fail(stream, wrong);
+        return;
     }
-    if (conn->in_job != NULL)
-        conn->in_job->position += header.body_bytes;
-    if (conn->in_job != NULL)
-        conn->in_job->num_frames++;
-    return true;
+    conn->in_first = conn->in_position = header.argument;
+    conn->in_left = header.body_bytes;
 }
 
 static void
 end_body(struct lli_stream_conn *conn)
 {
+    struct lli_stream *stream = conn->stream;
+    pthread_mutex_lock(&stream->lock);
     struct lli_stream_job *job = conn->in_job;
-    conn->in_head_got = 0;
     conn->in_job = NULL;
-    if (job == NULL)
-        return;
-    job->num_frames--;
-    if (job->num_frames == 0 && job->position == job->plan->total_bytes) {
-        lli_list_remove(&job->node);
-        job->done(job);
+    if (job != NULL) {
+        lli_arrival_settle(&job->arrival, conn->in_first);
+        if (job->arrival.prefix == job->plan->total_bytes)
+            finish_locked(conn, job);
     }
+    pthread_mutex_unlock(&stream->lock);
+    tell_finished(conn);
 }
 
+// Between these two the system may write into the job's memory.
+static struct lli_stream_job *
+begin_call(struct lli_stream_conn *conn)
+{
+    pthread_mutex_lock(&conn->stream->lock);
+    struct lli_stream_job *job = conn->in_call = conn->in_job;
+    pthread_mutex_unlock(&conn->stream->lock);
+    return job;
+}
+
+static void
+end_call(struct lli_stream_conn *conn)
+{
+    struct lli_stream *stream = conn->stream;
+    pthread_mutex_lock(&stream->lock);
+    if (conn->in_call != conn->in_job)
+        pthread_cond_signal(&stream->call_ended);
+    conn->in_call = NULL;
+    pthread_mutex_unlock(&stream->lock);
+}
+
+// One system call's worth: of the current frame and, behind it, the next header.  *ret_asked: what
+// there was room for.
 static ssize_t
-receive_body(struct lli_stream_conn *conn)
+receive_some(struct lli_stream_conn *conn, uint64_t *ret_asked)
 {
     uint8_t unwanted[DISCARD_BYTES];
-    struct iovec pieces[PIECES_PER_CALL];
-    size_t num_pieces = 1;
-    if (conn->in_job == NULL)
-        pieces[0] = (struct iovec){unwanted, lli_min(conn->in_left, sizeof(unwanted))};
-    else
-        num_pieces =
-            gather(conn->in_job, conn->in_position, conn->in_left, pieces, PIECES_PER_CALL);
+    struct iovec pieces[PIECES_PER_CALL + 1];
+    size_t num_pieces = 0;
+    uint64_t asked = 0;
+    bool in_body = conn->in_left > 0;
+    struct lli_stream_job *job = in_body ? begin_call(conn) : NULL;
+    if (job != NULL) {
+        asked = gather(job, conn->in_position, conn->in_left, pieces, PIECES_PER_CALL, &num_pieces);
+    } else if (in_body) {
+        asked = lli_min(conn->in_left, sizeof(unwanted));
+        pieces[num_pieces++] = (struct iovec){unwanted, asked};
+    }
+    if (asked == conn->in_left) {
+        size_t head_bytes = sizeof(conn->in_head) - conn->in_head_got;
+        pieces[num_pieces++] = (struct iovec){conn->in_head + conn->in_head_got, head_bytes};
+        asked += head_bytes;
+    }
     struct msghdr message = {.msg_iov = pieces, .msg_iovlen = num_pieces};
     ssize_t received = recvmsg(conn->source.fd, &message, MSG_DONTWAIT);
-    if (received > 0) {
-        conn->in_position += (uint64_t)received;
-        conn->in_left -= (uint64_t)received;
-    }
+    int error = errno;
+    if (in_body)
+        end_call(conn);
+    errno = error;
+    *ret_asked = asked;
     return received;
 }
 
-static ssize_t
-receive_some(struct lli_stream_conn *conn)
+static void
+take_in(struct lli_stream_conn *conn, uint64_t bytes)
 {
-    if (conn->in_head_got == sizeof(conn->in_head) && conn->in_left > 0)
-        return receive_body(conn);
-    ssize_t received = recv(conn->source.fd, conn->in_head + conn->in_head_got,
-                            sizeof(conn->in_head) - conn->in_head_got, MSG_DONTWAIT);
-    if (received > 0) {
-        conn->in_head_got += (size_t)received;
-        if (conn->in_head_got == sizeof(conn->in_head) && !begin_body(conn)) {
-            errno = EPROTO;
-            return -1;
-        }
-    }
-    return received;
+    uint64_t body_bytes = lli_min(bytes, conn->in_left);
+    atomic_fetch_add_explicit(&conn->stream->bytes_in, bytes, memory_order_relaxed);
+    conn->in_position += body_bytes;
+    conn->in_left -= body_bytes;
+    conn->in_head_got += bytes - body_bytes;
+    if (body_bytes > 0 && conn->in_left == 0)
+        end_body(conn);
+    if (conn->source.added && conn->in_head_got == sizeof(conn->in_head))
+        begin_body(conn);
 }
 
 static void
@@ -277,13 +470,15 @@ receive_turn(struct lli_stream_conn *conn)
 {
     struct lli_stream *stream = conn->stream;
     uint64_t turn_bytes = 0;
-    while (turn_bytes < turn_bytes_max && !stream->failed) {
-        ssize_t received = receive_some(conn);
+    while (turn_bytes < turn_bytes_max && conn->source.added && !stream->failed) {
+        uint64_t asked;
+        ssize_t received = receive_some(conn, &asked);
         if (received > 0) {
             turn_bytes += (uint64_t)received;
-            stream->bytes_in += (uint64_t)received;
-            if (conn->in_head_got == sizeof(conn->in_head) && conn->in_left == 0)
-                end_body(conn);
+            take_in(conn, (uint64_t)received);
+            // There is no more, or the loop will come back at once.
+            if ((uint64_t)received < asked)
+                return;
         } else if (received == 0) {
             fail(stream, "the peer closed a data connection");
         } else if (errno == EAGAIN) {
@@ -297,18 +492,28 @@ receive_turn(struct lli_stream_conn *conn)
 void
 lli_stream_receive(struct lli_stream *stream, struct lli_stream_job *job)
 {
+    pthread_mutex_lock(&stream->lock);
+    lli_arrival_init(&job->arrival, job->start_position);
     lli_list_append(&stream->receiving, &job->node);
+    pthread_mutex_unlock(&stream->lock);
 }
 
 void
 lli_stream_cancel_receive(struct lli_stream *stream, struct lli_stream_job *job)
 {
+    pthread_mutex_lock(&stream->lock);
     lli_list_remove(&job->node);
     for (size_t i = 0; i < stream->num_conns; i++) {
         if (stream->conns[i]->in_job == job)
             stream->conns[i]->in_job = NULL;
     }
-    job->num_frames = 0;
+    // A call that has begun ends soon: it doesn't wait for bytes.
+    for (size_t i = 0; i < stream->num_conns; i++) {
+        while (stream->conns[i]->in_call == job)
+            pthread_cond_wait(&stream->call_ended, &stream->lock);
+    }
+    lli_arrival_fini(&job->arrival);
+    pthread_mutex_unlock(&stream->lock);
 }
 
 // ---- connections ----
@@ -319,8 +524,14 @@ ready(struct lli_source *source, uint32_t events)
     struct lli_stream_conn *conn = LLI_CONTAINER_OF(source, struct lli_stream_conn, source);
     if ((events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0)
         receive_turn(conn);
-    if ((events & EPOLLOUT) != 0 && source->added)
+    if ((events & EPOLLOUT) != 0 && source->added && !conn->stream->failed)
         send_turn(conn);
+    if (source->added && conn->stream->failed) {
+        // Soon closed.  Until then a connection that hangs up must not report it without end.
+        pthread_mutex_lock(&conn->stream->lock);
+        lli_loop_change(conn->loop, source, EPOLLET);
+        pthread_mutex_unlock(&conn->stream->lock);
+    }
 }
 
 static void
@@ -341,13 +552,14 @@ lli_stream_add(struct lli_stream *stream, int fd)
     }
     setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent_bytes_max, sizeof(unsent_bytes_max));
     conn->stream = stream;
+    conn->loop = lli_lanes_pick(stream->lanes, stream->num_conns);
     conn->source = (struct lli_source){
         .fd = fd,
         .events = EPOLLIN,
         .ready = ready,
         .free = free_conn,
     };
-    llm_status status = lli_loop_add(stream->loop, &conn->source);
+    llm_status status = lli_loop_add(conn->loop, &conn->source);
     if (status != LLM_SUCCESS) {
         close(fd);
         lli_free(conn);
@@ -357,15 +569,64 @@ lli_stream_add(struct lli_stream *stream, int fd)
     return LLM_SUCCESS;
 }
 
+struct lane_call {
+    struct lli_stream *stream;
+    struct lli_loop *loop;
+};
+
+static void
+remove_conns(void *arg)
+{
+    struct lane_call *call = arg;
+    for (size_t i = 0; i < call->stream->num_conns; i++) {
+        struct lli_stream_conn *conn = call->stream->conns[i];
+        if (conn != NULL && conn->loop == call->loop) {
+            lli_loop_remove(conn->loop, &conn->source);
+            call->stream->conns[i] = NULL;
+        }
+    }
+}
+
+static void
+forget(struct lli_list *jobs)
+{
+    LLI_LIST_FOR(node, jobs) {
+        lli_list_remove(node);
+        lli_arrival_fini(&LLI_LIST_ENTRY(node, struct lli_stream_job, node)->arrival);
+    }
+}
+
 void
 lli_stream_close(struct lli_stream *stream)
 {
+    pthread_mutex_lock(&stream->lock);
     stream->failed = true;
-    for (size_t i = 0; i < stream->num_conns; i++)
-        lli_loop_remove(stream->loop, &stream->conns[i]->source);
+    stream->failure_is_told = true;
+    pthread_mutex_unlock(&stream->lock);
+    for (size_t i = 0; i < stream->num_conns; i++) {
+        if (stream->conns[i] == NULL)
+            continue;
+        struct lane_call call = {.stream = stream, .loop = stream->conns[i]->loop};
+        if (call.loop == stream->loop)
+            remove_conns(&call);
+        else
+            lli_loop_call(call.loop, remove_conns, &call);
+    }
     stream->num_conns = 0;
-    LLI_LIST_FOR(node, &stream->sending)
-        lli_list_remove(node);
-    LLI_LIST_FOR(node, &stream->receiving)
-        lli_list_remove(node);
+    // Nobody else knows the stream any more.
+    lli_loop_unpost(stream->loop, &stream->news);
+    stream->news_posted = false;
+    forget(&stream->sending);
+    forget(&stream->receiving);
+    forget(&stream->finished);
+}
+
+void
+lli_stream_settle(struct lli_stream *stream)
+{
+    for (size_t i = 0; i < stream->num_conns; i++) {
+        if (stream->conns[i]->loop != stream->loop)
+            lli_loop_flush(stream->conns[i]->loop);
+    }
+    call_done(stream);
 }
