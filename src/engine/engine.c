@@ -233,7 +233,7 @@ open_node(struct llm_datadist *dd, uint32_t tick_ms)
         return lli_fail(LLM_FAILED, "engine", "out of memory or descriptors");
     }
     lli_node_open(node, tick_ms);
-    lli_lanes_open(&dd->lanes, &dd->loop, dd->options.tcp_connections);
+    lli_lanes_init(&dd->lanes, &dd->loop, dd->options.tcp_connections);
     lli_crew_open(&dd->crew, dd->options.copy_threads);
     return LLM_SUCCESS;
 }
@@ -348,7 +348,6 @@ lli_engine_close(struct llm_datadist *dd)
     lli_exchange_listener_close(&dd->exchange);
     lli_accept_end_all(&dd->node);
     remove_all_links(dd);
-    lli_lanes_close(&dd->lanes);
     lli_loop_close(&dd->loop);
     lli_registry_close(&dd->registry);
     close_node(dd);

@@ -522,7 +522,8 @@ give_up(struct serve *serve)
 {
     struct lli_link *link = serve->link;
     char why[LLI_REASON_BYTES];
-    if (serve->in_stream && !serve->request.push && serve->job.num_frames > 0) {
+    if (serve->in_stream && !serve->request.push &&
+        lli_stream_is_under_way(&link->stream, &serve->job)) {
         // A frame that has begun can't be taken back, and the peer doesn't read it.
         snprintf(why, sizeof(why),
                  "cache %lld was unregistered, or its lease has ended, and the peer takes too long "

@@ -3,46 +3,47 @@
 #include "base/log.h"
 
 void
-lli_lanes_open(struct lli_lanes *lanes, struct lli_loop *main, size_t num_lanes)
+lli_lanes_init(struct lli_lanes *lanes, struct lli_loop *main, size_t num_lanes)
 {
+    memset(lanes, 0, sizeof(*lanes));
     lanes->main = main;
     lanes->num_lanes = lli_max(lli_min(num_lanes, LLI_NUM_LANES_MAX), 1);
-    lanes->num_more = 0;
-}
-
-void
-lli_lanes_close(struct lli_lanes *lanes)
-{
-    for (size_t i = 0; i < lanes->num_more; i++) {
-        lli_loop_stop(&lanes->more[i]);
-        lli_loop_close(&lanes->more[i]);
-    }
-    lanes->num_more = 0;
 }
 
 static bool
-start_one(struct lli_lanes *lanes)
+start(struct lli_lane *lane)
 {
-    struct lli_loop *loop = &lanes->more[lanes->num_more];
-    if (lli_loop_open(loop, 0, NULL, NULL, NULL) != LLM_SUCCESS)
+    if (lli_loop_open(&lane->loop, 0, NULL, NULL, NULL) != LLM_SUCCESS)
         return false;
-    if (lli_loop_start(loop) != LLM_SUCCESS) {
-        lli_loop_close(loop);
-        return false;
-    }
-    lanes->num_more++;
-    return true;
+    if (lli_loop_start(&lane->loop) == LLM_SUCCESS)
+        return true;
+    lli_loop_close(&lane->loop);
+    return false;
 }
 
 struct lli_loop *
-lli_lanes_pick(struct lli_lanes *lanes, size_t index)
+lli_lanes_take(struct lli_lanes *lanes, size_t index)
 {
-    size_t lane = index % lanes->num_lanes;
-    while (lanes->num_more < lane) {
-        if (!start_one(lanes)) {
-            lli_log(LLM_LOG_WARN, "tcp", "data connections share a thread: no more can be started");
-            return lanes->main;
-        }
+    size_t number = index % lanes->num_lanes;
+    if (number == 0)
+        return lanes->main;
+    struct lli_lane *lane = &lanes->more[number - 1];
+    if (lane->num_users == 0 && !start(lane)) {
+        lli_log(LLM_LOG_WARN, "tcp", "a data connection gets no thread of its own");
+        return lanes->main;
     }
-    return lane == 0 ? lanes->main : &lanes->more[lane - 1];
+    lane->num_users++;
+    return &lane->loop;
+}
+
+void
+lli_lanes_give_back(struct lli_lanes *lanes, struct lli_loop *loop)
+{
+    if (loop == lanes->main)
+        return;
+    struct lli_lane *lane = LLI_CONTAINER_OF(loop, struct lli_lane, loop);
+    if (--lane->num_users > 0)
+        return;
+    lli_loop_stop(loop);
+    lli_loop_close(loop);
 }

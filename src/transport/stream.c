@@ -312,6 +312,15 @@ lli_stream_cancel_send(struct lli_stream *stream, struct lli_stream_job *job)
 }
 
 bool
+lli_stream_is_under_way(struct lli_stream *stream, const struct lli_stream_job *job)
+{
+    pthread_mutex_lock(&stream->lock);
+    bool is_under_way = job->num_frames > 0;
+    pthread_mutex_unlock(&stream->lock);
+    return is_under_way;
+}
+
+bool
 lli_stream_has_begun_all(struct lli_stream *stream, const struct lli_stream_job *job)
 {
     pthread_mutex_lock(&stream->lock);
@@ -552,7 +561,7 @@ lli_stream_add(struct lli_stream *stream, int fd)
     }
     setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent_bytes_max, sizeof(unsent_bytes_max));
     conn->stream = stream;
-    conn->loop = lli_lanes_pick(stream->lanes, stream->num_conns);
+    conn->loop = lli_lanes_take(stream->lanes, stream->num_conns);
     conn->source = (struct lli_source){
         .fd = fd,
         .events = EPOLLIN,
@@ -561,6 +570,7 @@ lli_stream_add(struct lli_stream *stream, int fd)
     };
     llm_status status = lli_loop_add(conn->loop, &conn->source);
     if (status != LLM_SUCCESS) {
+        lli_lanes_give_back(stream->lanes, conn->loop);
         close(fd);
         lli_free(conn);
         return status;
@@ -569,22 +579,22 @@ lli_stream_add(struct lli_stream *stream, int fd)
     return LLM_SUCCESS;
 }
 
-struct lane_call {
-    struct lli_stream *stream;
-    struct lli_loop *loop;
-};
+static void
+remove_conn(void *arg)
+{
+    struct lli_stream_conn *conn = arg;
+    lli_loop_remove(conn->loop, &conn->source);
+}
 
 static void
-remove_conns(void *arg)
+close_conn(struct lli_stream *stream, struct lli_stream_conn *conn)
 {
-    struct lane_call *call = arg;
-    for (size_t i = 0; i < call->stream->num_conns; i++) {
-        struct lli_stream_conn *conn = call->stream->conns[i];
-        if (conn != NULL && conn->loop == call->loop) {
-            lli_loop_remove(conn->loop, &conn->source);
-            call->stream->conns[i] = NULL;
-        }
-    }
+    struct lli_loop *loop = conn->loop;
+    if (loop == stream->loop)
+        remove_conn(conn);
+    else
+        lli_loop_call(loop, remove_conn, conn);
+    lli_lanes_give_back(stream->lanes, loop);
 }
 
 static void
@@ -603,15 +613,8 @@ lli_stream_close(struct lli_stream *stream)
     stream->failed = true;
     stream->failure_is_told = true;
     pthread_mutex_unlock(&stream->lock);
-    for (size_t i = 0; i < stream->num_conns; i++) {
-        if (stream->conns[i] == NULL)
-            continue;
-        struct lane_call call = {.stream = stream, .loop = stream->conns[i]->loop};
-        if (call.loop == stream->loop)
-            remove_conns(&call);
-        else
-            lli_loop_call(call.loop, remove_conns, &call);
-    }
+    for (size_t i = 0; i < stream->num_conns; i++)
+        close_conn(stream, stream->conns[i]);
     stream->num_conns = 0;
     // Nobody else knows the stream any more.
     lli_loop_unpost(stream->loop, &stream->news);

@@ -111,6 +111,8 @@ void lli_stream_cancel_receive(struct lli_stream *stream, struct lli_stream_job 
 
 // All bytes of the stream before this position have arrived.
 uint64_t lli_stream_arrived(struct lli_stream *stream, const struct lli_stream_job *job);
+// Has a frame of a job that is being sent begun and not left?
+bool lli_stream_is_under_way(struct lli_stream *stream, const struct lli_stream_job *job);
 // May the peer have received all bytes of a job that is being sent?
 bool lli_stream_has_begun_all(struct lli_stream *stream, const struct lli_stream_job *job);
 // Calls done for what was sent or has arrived, as seen from outside, before this call.

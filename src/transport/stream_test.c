@@ -43,7 +43,7 @@ open_ends(size_t num_lanes)
     memset(ends, 0, sizeof(ends));
     if (lli_loop_open(&loop, 0, NULL, NULL, NULL) != LLM_SUCCESS)
         return -1;
-    lli_lanes_open(&lanes, &loop, num_lanes);
+    lli_lanes_init(&lanes, &loop, num_lanes);
     for (size_t i = 0; i < LLI_COUNT(ends); i++)
         lli_stream_init(&ends[i].stream, &lanes, &ends[i], on_failed);
     return lli_loop_start(&loop) == LLM_SUCCESS ? 0 : -1;
@@ -73,7 +73,6 @@ teardown(void **state)
         lli_stream_close(&ends[i].stream);
         lli_stream_fini(&ends[i].stream);
     }
-    lli_lanes_close(&lanes);
     lli_loop_close(&loop);
     return 0;
 }
