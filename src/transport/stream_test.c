@@ -629,6 +629,27 @@ test_only_what_comes_from_the_start_on_is_sent(void **state)
     free(body);
 }
 
+static void
+test_flags_travel_with_the_data(void **state)
+{
+    (void)state;
+    connect_ends(2, 0);
+    for (uint16_t flags = 0; flags < 4; flags++) {
+        struct side source;
+        struct side sink;
+        open_plain(&source, 10 + flags, true, 1000);
+        open_plain(&sink, 10 + flags, false, 1000);
+        source.job.flags = flags;
+        give(RECEIVE, &ends[1], &sink.job);
+        give(SEND, &ends[0], &source.job);
+        await(is_done, &sink);
+        await(is_done, &source);
+        assert_int_equal(sink.job.flags, flags);
+        close_side(&source);
+        close_side(&sink);
+    }
+}
+
 // ---- cancelling what is sent ----
 
 static void
@@ -1283,6 +1304,7 @@ main(void)
         TEST(test_what_is_sent_says_where_it_belongs),
         TEST(test_a_job_may_begin_in_the_middle_of_the_stream),
         TEST(test_only_what_comes_from_the_start_on_is_sent),
+        TEST(test_flags_travel_with_the_data),
         TEST(test_a_send_cancelled_before_it_began_is_done_at_once),
         TEST(test_a_cancelled_send_completes_the_frames_that_have_begun),
         TEST(test_frames_may_come_in_every_order_over_any_connection),
