@@ -428,6 +428,13 @@ end_call(struct lli_stream_conn *conn)
     pthread_mutex_unlock(&stream->lock);
 }
 
+static ssize_t
+receive_pieces(int fd, struct iovec *pieces, size_t num_pieces)
+{
+    struct msghdr message = {.msg_iov = pieces, .msg_iovlen = num_pieces};
+    return recvmsg(fd, &message, MSG_DONTWAIT);
+}
+
 // One system call's worth: of the current frame and, behind it, the next header.  *ret_asked: what
 // there was room for.
 static ssize_t
@@ -450,8 +457,7 @@ receive_some(struct lli_stream_conn *conn, uint64_t *ret_asked)
         pieces[num_pieces++] = (struct iovec){conn->in_head + conn->in_head_got, head_bytes};
         asked += head_bytes;
     }
-    struct msghdr message = {.msg_iov = pieces, .msg_iovlen = num_pieces};
-    ssize_t received = recvmsg(conn->source.fd, &message, MSG_DONTWAIT);
+    ssize_t received = receive_pieces(conn->source.fd, pieces, num_pieces);
     int error = errno;
     if (in_body)
         end_call(conn);
