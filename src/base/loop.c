@@ -74,8 +74,14 @@ lli_loop_change(struct lli_loop *loop, struct lli_source *source, uint32_t event
         return;
     struct epoll_event event = {.events = events, .data.ptr = source};
     source->events = events;
-    // Fails only if the source was never added.
+    // Fails only if the source was never added, or is mute.
     epoll_ctl(loop->epoll_fd, EPOLL_CTL_MOD, source->fd, &event);
+}
+
+void
+lli_loop_mute(struct lli_loop *loop, struct lli_source *source)
+{
+    epoll_ctl(loop->epoll_fd, EPOLL_CTL_DEL, source->fd, NULL);
 }
 
 void

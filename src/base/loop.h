@@ -68,6 +68,8 @@ void lli_loop_flush(struct lli_loop *loop);
 llm_status lli_loop_add(struct lli_loop *loop, struct lli_source *source);
 // [any thread, one at a time, while nobody removes the source]
 void lli_loop_change(struct lli_loop *loop, struct lli_source *source, uint32_t events);
+// Nothing is reported any more, not even that the descriptor hangs up.  For good.  [as change]
+void lli_loop_mute(struct lli_loop *loop, struct lli_source *source);
 // [the loop's thread, or any before start and after stop]  Removes the source, closes its descriptor, and calls source->free once no event can name it.
 void lli_loop_remove(struct lli_loop *loop, struct lli_source *source);
 

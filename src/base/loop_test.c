@@ -500,6 +500,36 @@ test_a_task_may_take_back_one_that_would_run_next(void **state)
 }
 
 static void
+mute(void *arg)
+{
+    struct signal_source *s = arg;
+    lli_loop_mute(s->loop, &s->source);
+    lli_loop_change(s->loop, &s->source, EPOLLIN | EPOLLOUT);
+}
+
+static void
+test_a_mute_source_is_silent_and_can_be_removed(void **state)
+{
+    struct lli_loop loop;
+    struct signal_source s;
+    struct call_facts facts = {0};
+    (void)state;
+    open_loop(&loop, 1000);
+    open_source(&s, &loop, 0, EPOLLIN);
+    assert_true(lli_loop_add(&loop, &s.source) == LLM_SUCCESS);
+    assert_true(lli_loop_start(&loop) == LLM_SUCCESS);
+    lli_loop_call(&loop, mute, &s);
+    assert_int_equal(eventfd_write(s.source.fd, 1), 0);
+    while (facts.count < 50)
+        lli_loop_call(&loop, note_thread, &facts);
+    lli_loop_stop(&loop);
+    lli_loop_remove(&loop, &s.source);
+    lli_loop_close(&loop);
+    assert_int_equal(s.num_ready, 0);
+    assert_int_equal(s.num_freed, 1);
+}
+
+static void
 test_a_loop_without_tick_and_idle_work_serves_sources_and_tasks(void **state)
 {
     struct lli_loop loop;
@@ -541,6 +571,7 @@ main(void)
         cmocka_unit_test(test_adding_what_cannot_be_waited_for_fails),
         cmocka_unit_test(test_a_task_that_is_taken_back_does_not_run),
         cmocka_unit_test(test_a_task_may_take_back_one_that_would_run_next),
+        cmocka_unit_test(test_a_mute_source_is_silent_and_can_be_removed),
         cmocka_unit_test(test_a_loop_without_tick_and_idle_work_serves_sources_and_tasks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -544,7 +544,7 @@ ready(struct lli_source *source, uint32_t events)
     if (source->added && conn->stream->failed) {
         // Soon closed.  Until then a connection that hangs up must not report it without end.
         pthread_mutex_lock(&conn->stream->lock);
-        lli_loop_change(conn->loop, source, EPOLLET);
+        lli_loop_mute(conn->loop, source);
         pthread_mutex_unlock(&conn->stream->lock);
     }
 }
