@@ -45,7 +45,7 @@ static const struct way all_ways[] = {
      1,
      false,
      {COPIES, "process_vm_readv", "ucx cma", "ucx, detects failures"}},
-    {"shm pull, 2 threads", BENCH_HOST, PULL, SHM, 2, false, {"shm pull, 1 thread"}},
+    {"shm pull, 2 threads", BENCH_HOST, PULL, SHM, 2, false, {"shm pull, 1 thread", "ucx cma"}},
     {"shm push", BENCH_HOST | BENCH_PUSHES, PUSH, SHM, 1, false, {COPIES}},
     TCP_WAYS(1, "1"),
     TCP_WAYS(2, "2"),

@@ -33,8 +33,11 @@ const struct bench_goal bench_goals[] = {
     OWNED("block-1m", 0.95, 1.6, 1.2),
     LEAST("registered-16k", "shm pull, 1 thread", "process_vm_readv", 0.95),
     LEAST("registered-16k", "shm pull, 1 thread", "ucx cma", 1.4),
+    // As it comes: two threads are the default.
+    {"registered-16k", "shm pull, 2 threads", "ucx cma", 1.4, false, WALL_ONLY},
     LEAST("registered-64k", "shm pull, 1 thread", "process_vm_readv", 0.95),
     LEAST("registered-64k", "shm pull, 1 thread", "ucx cma", 1.1),
+    {"registered-64k", "shm pull, 2 threads", "ucx cma", 1.1, false, WALL_ONLY},
     TCP("block-16k"),
     TCP("block-64k"),
     LEAST("block-64k", "tcp pull x2", "ucx tcp", 4),
