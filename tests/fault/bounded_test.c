@@ -331,6 +331,16 @@ test_a_peer_that_never_reads_its_answers(void **state)
 
 // ---- a puller on the host that stands still in the middle of its copy ----
 
+static uint64_t
+bytes_used(struct end *end)
+{
+    struct lli_registry *registry = &end->dd->registry;
+    pthread_mutex_lock(&registry->lock);
+    uint64_t bytes = registry->pools[0].bytes_used;
+    pthread_mutex_unlock(&registry->lock);
+    return bytes;
+}
+
 static void
 stopped_puller(bool registered, bool finalize)
 {
@@ -377,7 +387,7 @@ stopped_puller(bool registered, bool finalize)
     kv_unmap(&kv);
     if (!finalize && !registered) {
         struct kv next;
-        AWAIT(owner.dd->pools[0].bytes_used == 0);
+        AWAIT(bytes_used(&owner) == 0);
         kv_allocate(&next, &owner, TENSORS, SLOTS, STRIDE);
         kv_fill(&next, 6);
         kv_free(&next);

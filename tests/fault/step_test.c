@@ -282,16 +282,32 @@ transfer(struct survivor *s, bool push)
     return status;
 }
 
+static llm_status
+query(struct survivor *s)
+{
+    llm_cache_index index = {
+        .struct_size = sizeof(index), .cluster_id = VICTIM, .cache_id = VICTIMS_SOURCE};
+    llm_cache_info info = {.struct_size = sizeof(info)};
+    uint64_t start = now_ms();
+    llm_status status = llm_query_cache(s->end.dd, &index, &info);
+    check_bound(s, "a query", start);
+    check_one_of(s, "a query", status);
+    if (status == LLM_SUCCESS)
+        assert_int_equal(info.num_slots, SLOTS);
+    return status;
+}
+
 // The survivor begins.  True if all went well.
 static bool
 call_all(struct survivor *s, const struct other *victim)
 {
     llm_status linked = link_victim(s, victim->port);
+    llm_status found = query(s);
     llm_status pulled = transfer(s, false);
     llm_status pushed = transfer(s, true);
     llm_status unlinked = unlink_victim(s, victim->port, false);
-    return linked == LLM_SUCCESS && pulled == LLM_SUCCESS && pushed == LLM_SUCCESS &&
-           unlinked == LLM_SUCCESS;
+    return linked == LLM_SUCCESS && found == LLM_SUCCESS && pulled == LLM_SUCCESS &&
+           pushed == LLM_SUCCESS && unlinked == LLM_SUCCESS;
 }
 
 // The victim begins: it's told what to do, and answers, or doesn't.
