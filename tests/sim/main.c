@@ -8,7 +8,7 @@
 
 #include "scenario.h"
 
-enum { DEFAULT_SEEDS = 2000 };
+enum { DEFAULT_SEEDS = 1500 };
 
 static const char *program;
 
@@ -82,7 +82,7 @@ main(int argc, char **argv)
 {
     unsigned long long first = 1;
     unsigned long long last = DEFAULT_SEEDS;
-    double seconds = 50;
+    double seconds = 100;
     bool tracing = false;
     unsigned failures_max = 5;
     struct scenario_totals totals = {0};

@@ -83,6 +83,9 @@ bool scenario_run(uint64_t seed, bool tracing, struct scenario_totals *totals);
 // Is that status allowed for that operation?
 void scenario_judge(const struct op *op, llm_status status);
 
+// A new process in that seat, unless there is one, or the host is off.
+void scenario_start_seat(void *seat, uint64_t unused);
+
 struct node *scenario_node(uint64_t cluster_id);
 struct pair *scenario_pair(const struct node *a, const struct node *b);
 
