@@ -8,7 +8,7 @@
 
 #include "scenario.h"
 
-enum { DEFAULT_SEEDS = 1500 };
+enum { DEFAULT_SEEDS = 3000 };
 
 static const char *program;
 
