@@ -1,10 +1,16 @@
-// Part of each copy of the library: between the steps of the protocol that readers and owners of a
-// cache follow in shared memory, another coroutine may go on, though no system call is made there.
+// Part of each copy of the library: before the steps of the protocol that readers and owners of a cache
+// follow in shared memory, another coroutine may go on, though no system call is made there.
 #include <pthread.h>
 
-#include "cache/segment.h"
+#include "device/copy.h"
 
-void sim_critical_point(void);
+// memory.c copies in their stead.
+_Static_assert(__builtin_types_compatible_p(__typeof__(lli_copy_cached),
+                                            void(void *, const void *, size_t)) &&
+                   __builtin_types_compatible_p(__typeof__(lli_copy_streaming),
+                                                void(void *, const void *, size_t, const void *)),
+               "the copies of the simulation");
+
 int sim_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*entry)(void *),
                        void *arg);
 
@@ -16,44 +22,33 @@ __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*ent
     return sim_pthread_create(thread, attr, entry, arg);
 }
 
-#define POINT_AROUND(result, name, parameters, arguments)                                          \
-    result __real_##name parameters;                                                               \
-    result __wrap_##name parameters;                                                               \
-    result __wrap_##name parameters                                                                \
-    {                                                                                              \
-        sim_critical_point();                                                                      \
-        result answer = __real_##name arguments;                                                   \
-        sim_critical_point();                                                                      \
-        return answer;                                                                             \
-    }
+// Whatever the function's arguments are, as long as registers hold them.
+#if defined(__x86_64__)
+#define STOP_OVER                                                                                  \
+    "push %rdi\n push %rsi\n push %rdx\n push %rcx\n push %r8\n push %r9\n sub $8, %rsp\n"         \
+    "call sim_critical_point@PLT\n"                                                                \
+    "add $8, %rsp\n pop %r9\n pop %r8\n pop %rcx\n pop %rdx\n pop %rsi\n pop %rdi\n jmp "
+#elif defined(__aarch64__)
+#define STOP_OVER                                                                                  \
+    "stp x0, x1, [sp, #-80]!\n stp x2, x3, [sp, #16]\n stp x4, x5, [sp, #32]\n"                    \
+    "stp x6, x7, [sp, #48]\n str x30, [sp, #64]\n bl sim_critical_point\n"                         \
+    "ldr x30, [sp, #64]\n ldp x6, x7, [sp, #48]\n ldp x4, x5, [sp, #32]\n"                         \
+    "ldp x2, x3, [sp, #16]\n ldp x0, x1, [sp], #80\n b "
+#endif
+#define POINT_BEFORE(name)                                                                         \
+    __asm__(".text\n.globl __wrap_" #name "\n.hidden __wrap_" #name "\n.type __wrap_" #name        \
+            ", %function\n__wrap_" #name ":\n" STOP_OVER "__real_" #name "\n");
 
-#define POINT_AROUND_VOID(name, parameters, arguments)                                             \
-    void __real_##name parameters;                                                                 \
-    void __wrap_##name parameters;                                                                 \
-    void __wrap_##name parameters                                                                  \
-    {                                                                                              \
-        sim_critical_point();                                                                      \
-        __real_##name arguments;                                                                   \
-        sim_critical_point();                                                                      \
-    }
-
-POINT_AROUND(bool, lli_segment_find,
-             (const struct lli_segment_layout *peer, int64_t cache_id,
-              struct lli_remote_cache *ret_cache),
-             (peer, cache_id, ret_cache))
-POINT_AROUND(int, lli_segment_reader_enter,
-             (struct lli_segment * segment, uint64_t owner, uint64_t generation),
-             (segment, owner, generation))
-POINT_AROUND(bool, lli_segment_still_live,
-             (const struct lli_segment_layout *peer, const struct lli_remote_cache *cache),
-             (peer, cache))
-POINT_AROUND(bool, lli_segment_still_same,
-             (const struct lli_segment_layout *peer, const struct lli_remote_cache *cache),
-             (peer, cache))
-POINT_AROUND(bool, lli_segment_is_read,
-             (const struct lli_segment_layout *peer, uint64_t owner, uint64_t generation),
-             (peer, owner, generation))
-POINT_AROUND_VOID(lli_segment_retire, (struct lli_segment * segment, uint32_t entry),
-                  (segment, entry))
-POINT_AROUND_VOID(lli_segment_erase, (struct lli_segment * segment, uint32_t entry),
-                  (segment, entry))
+POINT_BEFORE(lli_segment_find)
+POINT_BEFORE(lli_segment_reader_enter)
+POINT_BEFORE(lli_segment_still_live)
+POINT_BEFORE(lli_segment_still_same)
+POINT_BEFORE(lli_segment_is_read)
+POINT_BEFORE(lli_segment_retire)
+POINT_BEFORE(lli_segment_erase)
+POINT_BEFORE(lli_names_find_lease)
+POINT_BEFORE(lli_names_lease_still_live)
+POINT_BEFORE(lli_names_lease_still_same)
+POINT_BEFORE(lli_names_retire_lease)
+POINT_BEFORE(lli_names_erase_lease)
+POINT_BEFORE(lli_names_find_key)
