@@ -282,6 +282,118 @@ sweep(enum proxy_fault fault, unsigned apart)
     bed_close(&bed);
 }
 
+// ---- a transfer that was cut goes on ----
+
+enum { LONG = 2, LONG_SLOTS = 16, LONG_STRIDE = 64 << 10, PLACES = 12 };
+
+static llm_status
+go_on(struct bed *bed, const struct kv *kv, bool push, llm_progress *progress)
+{
+    llm_kv_cache_ext_param param = LLM_KV_CACHE_EXT_PARAM_INIT;
+    llm_cache local = kv_cache(kv);
+    // The third cache of either end.
+    llm_cache_index remote = {.struct_size = sizeof(remote), .cluster_id = OWNER, .cache_id = 3};
+    uint64_t from[LONG_SLOTS];
+    uint64_t to[LONG_SLOTS];
+    for (unsigned i = 0; i < LONG_SLOTS; i++) {
+        from[i] = i;
+        to[i] = (i + 1) % LONG_SLOTS;
+    }
+    param.timeout_ms = PATIENCE_MS;
+    param.progress = progress;
+    uint64_t start = now_ms();
+    llm_status status = push ? llm_push_kv_blocks(bed->user.dd, &local, &remote, from, LONG_SLOTS,
+                                                  to, LONG_SLOTS, &param)
+                             : llm_pull_kv_blocks(bed->user.dd, &remote, &local, from, LONG_SLOTS,
+                                                  to, LONG_SLOTS, &param);
+    check_call(bed, "a transfer that can go on", start, status);
+    return status;
+}
+
+// What is said to have arrived is there.
+static void
+check_arrived(struct bed *bed, const struct kv *kv, const llm_progress *progress)
+{
+    for (uint64_t i = 0; i < (uint64_t)TENSORS * LONG_SLOTS; i++) {
+        uint32_t tensor = (uint32_t)(i / LONG_SLOTS);
+        uint64_t block = i % LONG_SLOTS;
+        if (progress->bytes_arrived >= (i + 1) * LONG_STRIDE &&
+            !kv_slot_holds(kv, tensor, (block + 1) % LONG_SLOTS, 5, tensor, block))
+            fail_plan(bed, "block %" PRIu64 " of %" PRIu64 " arrived bytes is wrong", i,
+                      progress->bytes_arrived);
+    }
+}
+
+// Cut once, then over a good network to its end.  True if a part of it had arrived before.
+static bool
+visit_and_go_on(struct bed *bed, struct kv *kv, bool push)
+{
+    struct proxy_plan none = {.fault = PROXY_NONE};
+    llm_progress progress = {.struct_size = sizeof(progress)};
+    bool had_part = false;
+    llm_status status = LLM_FAILED;
+    proxy_plan(&bed->proxy, &bed->plan);
+    kv_fill(kv, push ? 5 : 0);
+    other_fill(&bed->owner, LONG, push ? 0 : 5);
+    for (unsigned attempt = 0; attempt < 5 && status != LLM_SUCCESS; attempt++) {
+        unlink_all(bed);
+        if (link_owner(bed, PATIENCE_MS) == LLM_SUCCESS)
+            status = go_on(bed, kv, push, &progress);
+        if (!push)
+            check_arrived(bed, kv, &progress);
+        had_part |= status == LLM_SUCCESS && progress.bytes_moved < progress.total_bytes;
+        proxy_plan(&bed->proxy, &none);
+    }
+    if (status != LLM_SUCCESS)
+        fail_plan(bed, "continued, it answers %s", llm_status_name(status));
+    assert_int_equal(progress.bytes_arrived, progress.total_bytes);
+    if (push ? !other_holds(&bed->owner, LONG, 5, LONG_SLOTS, 1) : !kv_holds(kv, 5, LONG_SLOTS, 1))
+        fail_plan(bed, "continued, a %s has claimed wrong bytes", push ? "push" : "pull");
+    return had_part;
+}
+
+static void
+cut_and_continued(bool push)
+{
+    struct bed bed;
+    struct kv kv;
+    unsigned num_parts = 0;
+    bed_open(&bed);
+    kv_open(&kv, &bed.user, TENSORS, LONG_SLOTS, LONG_STRIDE);
+    other_cache(&bed.owner, LONG, true, TENSORS, LONG_SLOTS, LONG_STRIDE);
+    for (unsigned conn = 1; conn < PROXY_CONNS_MAX; conn++) {
+        for (unsigned place = 0; place < PLACES; place++) {
+            // About a MiB on each of the connections.
+            bed.plan = (struct proxy_plan){
+                .fault = place % 2 == 0 ? PROXY_CUT : PROXY_TRUNCATE,
+                .conn = conn,
+                .direction = push ? 0 : 1,
+                .offset = 1000 + place * (90000 + every),
+            };
+            num_parts += visit_and_go_on(&bed, &kv, push);
+        }
+    }
+    print_message("%u times a part had arrived\n", num_parts);
+    assert_true(num_parts > 0);
+    unlink_all(&bed);
+    kv_free(&kv);
+    bed_close(&bed);
+}
+
+static void
+test_a_pull_goes_on(void **state)
+{
+    (void)state;
+    cut_and_continued(false);
+}
+
+static void
+test_a_push_goes_on(void **state)
+{
+    (void)state;
+    cut_and_continued(true);
+}
+
 static void
 test_cut(void **state)
 {
@@ -318,6 +430,8 @@ main(int argc, char **argv)
         KIT_TEST(test_cut),
         KIT_TEST(test_truncated),
         KIT_TEST(test_held_up),
+        KIT_TEST(test_a_pull_goes_on),
+        KIT_TEST(test_a_push_goes_on),
     };
     static const struct CMUnitTest flip[] = {KIT_TEST(test_a_bit_changed)};
     const char *role;

@@ -7,7 +7,7 @@
 #include "registered/kit.h"
 
 enum { OWNER = 11, USER = 21, SOURCE = 0, TARGET = 1, TENSORS = 2, SLOTS = 16 };
-enum { LIVENESS_MS = SCALED(500, 2000), MARGIN_MS = SCALED(2500, 20000) };
+enum { LIVENESS_MS = SCALED(1000, 2000), MARGIN_MS = SCALED(2500, 20000) };
 enum { SKIPPED = 77 };
 
 // Both are other processes; their ids of caches are 1 and 2.
@@ -161,7 +161,7 @@ test_long_and_lossy(void **state)
     wire_set(&wire);
     link_ends(&net);
     check_transfers(&net);
-    watch(&net, 3 * LIVENESS_MS);
+    watch(&net, 2 * LIVENESS_MS);
     check_transfers(&net);
     assert_linked(&net);
     net_close(&net);
@@ -179,7 +179,7 @@ test_narrow(void **state)
     link_ends(&net);
     uint64_t start = now_ms();
     check_transfers(&net);
-    assert_true(now_ms() - start > 4 * LIVENESS_MS);
+    assert_true(now_ms() - start > 2 * LIVENESS_MS);
     assert_linked(&net);
     net_close(&net);
 }
@@ -297,7 +297,7 @@ test_cut_for_a_moment(void **state)
     other_begin(&net.user, &job, TARGET);
     (void)poll(NULL, 0, 50);
     cut();
-    (void)poll(NULL, 0, LIVENESS_MS / 5);
+    (void)poll(NULL, 0, LIVENESS_MS / 8);
     // It isn't over yet.
     struct pollfd wait = {.fd = net.user.process.talk.fd, .events = POLLIN};
     assert_int_equal(poll(&wait, 1, 0), 0);
