@@ -176,6 +176,7 @@ fill_identity(struct llm_datadist *dd)
     identity->transports = transport_bits(&dd->options);
     identity->liveness_ms = dd->options.liveness_ms;
     identity->role = (uint32_t)atomic_load(&dd->role);
+    identity->checksum = dd->options.checksum;
 }
 
 static void

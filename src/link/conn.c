@@ -124,6 +124,7 @@ lli_conn_send(struct lli_conn *conn, enum lli_message_type type, uint64_t transf
     lli_message_header_write(message->data, &header);
     if (body_bytes > 0)
         memcpy(message->data + LLI_MESSAGE_HEADER_BYTES, body, body_bytes);
+    lli_message_seal(message->data, body, body_bytes);
     message->bytes = bytes;
     message->sent = 0;
     lli_list_append(&conn->out, &message->node);
@@ -184,6 +185,11 @@ receive_message(struct lli_conn *conn)
     struct lli_message_header header = conn->header;
     struct lli_reader body;
     uint8_t *bytes = conn->body;
+    if ((conn->must_be_sealed && (header.flags & LLI_FLAG_SEALED) == 0) ||
+        !lli_message_is_intact(conn->head, bytes, header.body_bytes)) {
+        end(conn, "a message has arrived with another checksum than it was sent with");
+        return false;
+    }
     lli_reader_init(&body, bytes, header.body_bytes);
     conn->body = NULL;
     conn->head_got = 0;

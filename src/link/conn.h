@@ -18,6 +18,7 @@ struct lli_conn {
     uint8_t *body;
     size_t body_got;
     uint32_t body_bytes_max; // longer ones end the connection
+    bool must_be_sealed;     // a message without a checksum ends the connection
 
     uint64_t bytes_in;   // received in all
     struct lli_list out; // messages to be sent

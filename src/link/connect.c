@@ -102,6 +102,7 @@ send_message(struct attempt *a, int fd, enum lli_message_type type, const struct
     };
     lli_message_header_write(bytes, &header);
     memcpy(bytes + LLI_MESSAGE_HEADER_BYTES, body->bytes, body->size);
+    lli_message_seal(bytes, body->bytes, body->size);
     return send_all(a, fd, bytes, LLI_MESSAGE_HEADER_BYTES + body->size);
 }
 
@@ -123,6 +124,11 @@ receive_message(struct attempt *a, int fd, enum lli_message_type type, uint8_t *
     }
     if (!receive_all(a, fd, body, header.body_bytes))
         return false;
+    if (!lli_message_is_intact(head, body, header.body_bytes)) {
+        snprintf(a->why, sizeof(a->why),
+                 "its answer has arrived with another checksum than it was sent with");
+        return false;
+    }
     lli_reader_init(ret_reader, body, header.body_bytes);
     return true;
 }

@@ -53,6 +53,7 @@ lli_link_new(struct lli_node *node, const struct lli_identity *peer)
     link->node = node;
     atomic_init(&link->references, 1);
     link->peer = *peer;
+    link->checksum = node->options->checksum || peer->checksum != 0;
     link->local_ips = lli_calloc(num_devices, sizeof(*link->local_ips));
     link->remote_ips = lli_calloc(num_devices, sizeof(*link->remote_ips));
     link->devices = lli_calloc(num_devices, sizeof(struct lli_conn *));
@@ -113,6 +114,7 @@ lli_link_attach(struct lli_link *link, uint32_t device_index, struct lli_conn *c
     conn->on_message = on_message;
     conn->on_closed = on_closed;
     conn->body_bytes_max = LLI_REQUEST_BODY_BYTES_MAX;
+    conn->must_be_sealed = link->checksum;
     if (device_index == 0)
         link->control = conn;
     else

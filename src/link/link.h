@@ -32,6 +32,7 @@ struct lli_link {
     char reason[LLI_REASON_BYTES]; // why the transports before it were passed over
     struct lli_view *view;         // local and shm
     bool peer_can_read;            // this process' registered memory
+    bool checksum;                 // either end wants blocks and messages to be checked
     struct in_addr *local_ips;     // per device
     struct in_addr *remote_ips;
 

@@ -10,6 +10,7 @@ lli_copies_add(struct lli_node *node, struct lli_copy_job *job, const struct lli
     lli_mapped_copy_init(&job->copy, plan, job->source.tensors, dst_tensors);
     job->copy.position = position;
     job->copy.pid = job->source.pid;
+    job->copy.checked = job->source.link->checksum;
     lli_list_append(&node->copies, &job->node);
 }
 
@@ -19,7 +20,7 @@ lli_copies_cancel(struct lli_copy_job *job)
     char why[LLI_REASON_BYTES];
     lli_list_remove(&job->node);
     bool entered = job->source.reader_slot >= 0;
-    return lli_source_close(&job->source, 0, why, sizeof(why)) == LLM_SUCCESS && entered;
+    return lli_source_close(&job->source, NULL, why, sizeof(why)) == LLM_SUCCESS && entered;
 }
 
 bool
@@ -39,7 +40,7 @@ lli_copies_idle(struct lli_node *node)
         lli_list_append(&node->copies, &job->node);
         return true;
     }
-    llm_status after = lli_source_close(&job->source, job->copy.error, why, sizeof(why));
+    llm_status after = lli_source_close(&job->source, &job->copy, why, sizeof(why));
     job->done(job, status != LLM_SUCCESS ? status : after, why);
     return !lli_list_empty(&node->copies);
 }

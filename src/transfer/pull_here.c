@@ -14,6 +14,7 @@ copy_entered(const struct lli_transfer_args *args, struct lli_source_cache *sour
 {
     copy->src_tensors = source->tensors;
     copy->pid = source->pid;
+    copy->checked = source->link->checksum;
     if (lli_crew_copy(source->link->node->crew, copy, args->deadline_ns))
         return LLM_SUCCESS;
     return lli_fail(LLM_WAIT_PROC_TIMEOUT, "transfer",
@@ -49,7 +50,7 @@ copy_from(const struct lli_transfer_args *args, struct lli_source_cache *source,
     llm_status status = enter_waiting(args, source);
     if (status == LLM_SUCCESS)
         status = copy_entered(args, source, &copy);
-    llm_status after = lli_source_close(source, copy.error, why, sizeof(why));
+    llm_status after = lli_source_close(source, &copy, why, sizeof(why));
     // What was copied counts if it was the right cache all the time.
     if (args->progress != NULL && after == LLM_SUCCESS) {
         args->progress->bytes_arrived = copy.position;
@@ -118,7 +119,7 @@ lli_pull_here(struct lli_link *link, const struct lli_transfer_args *args)
     if (status == LLM_SUCCESS)
         status = copy_from(args, &source, &plan, tensors);
     else
-        (void)lli_source_close(&source, 0, why, sizeof(why));
+        (void)lli_source_close(&source, NULL, why, sizeof(why));
     lli_plan_fini(&plan);
     lli_free(tensors);
     if (status == LLM_SUCCESS)

@@ -1,5 +1,6 @@
 #include "transfer/source.h"
 
+#include <errno.h>
 #include <stdio.h>
 
 #include "base/mem.h"
@@ -163,8 +164,22 @@ lli_source_is_good(const struct lli_source_cache *source)
     return source->reader_slot >= 0 && still_same(source) && lli_view_is_alive(source->link->view);
 }
 
+llm_status
+lli_source_describe_mismatch(const struct lli_plan *plan, uint64_t position, char *why,
+                             size_t why_size)
+{
+    struct lli_place place = lli_plan_locate(plan, position);
+    snprintf(why, why_size,
+             "checksums differ at byte %llu of tensor %llu of those that are transferred: what "
+             "arrived there isn't what was sent",
+             (unsigned long long)(plan->runs[place.run].dst_offset + place.offset),
+             (unsigned long long)place.tensor);
+    return LLM_CHECKSUM_MISMATCH;
+}
+
 static llm_status
-check_after(const struct lli_source_cache *source, int error, char *why, size_t why_size)
+check_after(const struct lli_source_cache *source, const struct lli_mapped_copy *copy, char *why,
+            size_t why_size)
 {
     struct lli_link *link = source->link;
     unsigned long long cluster_id = link->peer.cluster_id;
@@ -181,20 +196,23 @@ check_after(const struct lli_source_cache *source, int error, char *why, size_t 
                  cluster_id);
         return gone(source);
     }
-    if (error != 0) {
+    if (copy != NULL && copy->error == EBADMSG)
+        return lli_source_describe_mismatch(copy->plan, copy->position, why, why_size);
+    if (copy != NULL && copy->error != 0) {
         snprintf(why, why_size, "the registered memory of cluster %llu can't be read: %s",
-                 cluster_id, strerror(error));
+                 cluster_id, strerror(copy->error));
         return LLM_FAILED;
     }
     return LLM_SUCCESS;
 }
 
 llm_status
-lli_source_close(struct lli_source_cache *source, int error, char *why, size_t why_size)
+lli_source_close(struct lli_source_cache *source, const struct lli_mapped_copy *copy, char *why,
+                 size_t why_size)
 {
     llm_status status = LLM_SUCCESS;
     if (source->reader_slot >= 0) {
-        status = check_after(source, error, why, why_size);
+        status = check_after(source, copy, why, why_size);
         lli_segment_reader_leave(source->link->node->segment, source->reader_slot);
     }
     source->reader_slot = -1;

@@ -5,6 +5,7 @@
 
 #include "link/link.h"
 #include "transfer/request.h"
+#include "transport/mapped.h"
 
 struct lli_source_cache {
     struct lli_link *link;
@@ -36,8 +37,13 @@ llm_status lli_source_open(struct lli_link *link, const struct lli_request *requ
 llm_status lli_source_enter(struct lli_source_cache *source, char *why, size_t why_size);
 // Entered, and still the same cache of a living peer: what has been copied by now is right.
 bool lli_source_is_good(const struct lli_source_cache *source);
+// Says where in the destination something else arrived than was sent: LLM_CHECKSUM_MISMATCH.
+llm_status lli_source_describe_mismatch(const struct lli_plan *plan, uint64_t position, char *why,
+                                        size_t why_size);
 // Ends the announcement.  LLM_SUCCESS if it was the same cache of a living peer all the time, and
-// `error`, the copy's, is 0; otherwise what was copied may be anything, and `why` says why.
-llm_status lli_source_close(struct lli_source_cache *source, int error, char *why, size_t why_size);
+// `copy`, if there was one, has met no error; otherwise what was copied may be anything, and `why`
+// says why.
+llm_status lli_source_close(struct lli_source_cache *source, const struct lli_mapped_copy *copy,
+                            char *why, size_t why_size);
 
 #endif

@@ -540,7 +540,7 @@ prepare_copy(struct transfer *t, const struct lli_transfer_args *args)
     if (status == LLM_SUCCESS)
         status = lli_describe_tensors(args, &t->tensors);
     if (status != LLM_SUCCESS)
-        (void)lli_source_close(&t->copy.source, 0, why, sizeof(why));
+        (void)lli_source_close(&t->copy.source, NULL, why, sizeof(why));
     return status;
 }
 
@@ -590,7 +590,7 @@ prepare(struct transfer *t, const struct lli_transfer_args *args)
     llm_status status = keep_notification(t, args);
     char why[LLI_REASON_BYTES];
     if (status != LLM_SUCCESS && t->copying)
-        (void)lli_source_close(&t->copy.source, 0, why, sizeof(why));
+        (void)lli_source_close(&t->copy.source, NULL, why, sizeof(why));
     return status;
 }
 

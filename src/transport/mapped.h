@@ -16,8 +16,9 @@ struct lli_mapped_copy {
     const uintptr_t *dst_tensors; // likewise
     uint64_t position;
     bool streaming; // past the caches
+    bool checked;   // every piece is compared with its source by CRC32C
     pid_t pid;      // not 0: the source addresses are those of this process
-    int error;      // errno of a read that failed; the copy is then over
+    int error;      // errno of a read that failed, EBADMSG after a check; the copy is then over
 };
 
 void lli_mapped_copy_init(struct lli_mapped_copy *copy, const struct lli_plan *plan,

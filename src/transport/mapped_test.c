@@ -2,6 +2,7 @@
 #include "transport/mapped.h"
 
 #include <errno.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "device/copy.h"
@@ -41,7 +42,7 @@ copy_naively(const struct memory *src, const struct memory *dst, const uint64_t 
 static const uint64_t src_blocks[] = {0, 1, 2, 7, 5, 4, 4, 3};
 static const uint64_t dst_blocks[] = {3, 4, 5, 0, 1, 2, 7, 6};
 
-enum how { CACHED, STREAMING, PROCESS };
+enum how { CACHED, STREAMING, PROCESS, CHECKED, CHECKED_PROCESS };
 
 static void
 check_portions(uint64_t stride, uint64_t portion, enum how how)
@@ -57,7 +58,8 @@ check_portions(uint64_t stride, uint64_t portion, enum how how)
     lli_mapped_copy_init(&copy, &plan, src.tensors, dst.tensors);
     assert_false(copy.streaming);
     copy.streaming = how == STREAMING;
-    copy.pid = how == PROCESS ? getpid() : 0;
+    copy.pid = how == PROCESS || how == CHECKED_PROCESS ? getpid() : 0;
+    copy.checked = how == CHECKED || how == CHECKED_PROCESS;
     uint64_t num_portions = 1;
     while (!lli_mapped_copy_some(&copy, portion)) {
         assert_true(copy.position <= num_portions * portion);
@@ -217,6 +219,56 @@ test_large_copies_stream_and_stop_at_the_deadline(void **state)
 }
 
 static void
+test_checked_copies_copy_the_same(void **state)
+{
+    (void)state;
+    for (uint64_t stride = 1; stride <= BLOCK_BYTES_MAX; stride = stride * 2 + 5) {
+        check_portions(stride, stride * 3 + 1, CHECKED);
+        check_portions(stride, UINT64_MAX, CHECKED);
+        check_portions(stride, stride + 1, CHECKED_PROCESS);
+    }
+    check_portions(80000, 70001, CHECKED);
+    check_portions(80000, UINT64_MAX, CHECKED_PROCESS);
+}
+
+// The destination is the source, some bytes further on, under another address: what is written there
+// changes what is still to be read, and no address tells.
+static void
+test_a_source_that_changes_during_the_copy_is_found(void **state)
+{
+    enum { BYTES = 1 << 16, BEHIND = 64, BEFORE = 40000 };
+    void *base;
+    struct lli_plan plan;
+    struct lli_mapped_copy copy;
+    (void)state;
+    int fd = lli_memory_file_create("alias", 2 * BYTES, &base);
+    const void *alias = lli_memory_file_map(fd, 2 * BYTES);
+    assert_non_null(alias);
+    unit_fill(base, 2 * BYTES, 5);
+    // The first tensor is sound, the second is not.
+    uint8_t *sound = unit_alloc(BYTES);
+    uintptr_t src[] = {(uintptr_t)alias + BYTES, (uintptr_t)alias};
+    uintptr_t dst[] = {(uintptr_t)sound, (uintptr_t)base + BEHIND};
+    assert_true(lli_plan_slot(&plan, 2, 0, 0, BEFORE) == LLM_SUCCESS);
+    lli_mapped_copy_init(&copy, &plan, src, dst);
+    copy.checked = true;
+    assert_true(lli_mapped_copy_all(&copy, UINT64_MAX));
+    assert_int_equal(copy.error, EBADMSG);
+    assert_in_range(copy.position, BEFORE, 2 * BEFORE - 1);
+    assert_memory_equal(sound, (const uint8_t *)alias + BYTES, BEFORE);
+    // Without the check nobody notices.
+    copy.checked = false;
+    copy.error = 0;
+    assert_true(lli_mapped_copy_all(&copy, UINT64_MAX));
+    assert_int_equal(copy.error, 0);
+    lli_plan_fini(&plan);
+    free(sound);
+    munmap(base, 2 * BYTES);
+    munmap((void *)(uintptr_t)alias, 2 * BYTES);
+    close(fd);
+}
+
+static void
 test_nothing_is_copied_at_once(void **state)
 {
     uintptr_t tensor = 0;
@@ -239,6 +291,8 @@ main(void)
         cmocka_unit_test(test_more_pieces_than_one_read_takes),
         cmocka_unit_test(test_memory_that_is_not_there_ends_the_copy_with_an_error),
         cmocka_unit_test(test_large_copies_stream_and_stop_at_the_deadline),
+        cmocka_unit_test(test_checked_copies_copy_the_same),
+        cmocka_unit_test(test_a_source_that_changes_during_the_copy_is_found),
         cmocka_unit_test(test_nothing_is_copied_at_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

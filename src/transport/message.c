@@ -1,6 +1,8 @@
 // The writer and the reader of each message stand side by side.
 #include "transport/message.h"
 
+#include "device/crc32c.h"
+
 void
 lli_message_header_write(uint8_t bytes[LLI_MESSAGE_HEADER_BYTES],
                          const struct lli_message_header *header)
@@ -15,6 +17,37 @@ lli_message_header_write(uint8_t bytes[LLI_MESSAGE_HEADER_BYTES],
     lli_write_u32(&w, 0);
     lli_write_u64(&w, header->transfer_id);
     lli_write_u64(&w, header->argument);
+}
+
+enum { FLAGS_AT = 6, CHECKSUM_AT = 12 };
+
+static uint32_t
+checksum_of(const uint8_t bytes[LLI_MESSAGE_HEADER_BYTES], const void *body, size_t body_bytes)
+{
+    uint8_t head[LLI_MESSAGE_HEADER_BYTES];
+    memcpy(head, bytes, sizeof(head));
+    memset(head + CHECKSUM_AT, 0, 4);
+    return lli_crc32c(lli_crc32c(0, head, sizeof(head)), body, body_bytes);
+}
+
+void
+lli_message_seal(uint8_t bytes[LLI_MESSAGE_HEADER_BYTES], const void *body, size_t body_bytes)
+{
+    struct lli_writer w;
+    bytes[FLAGS_AT] |= LLI_FLAG_SEALED;
+    lli_writer_init(&w, bytes + CHECKSUM_AT, 4);
+    lli_write_u32(&w, checksum_of(bytes, body, body_bytes));
+}
+
+bool
+lli_message_is_intact(const uint8_t bytes[LLI_MESSAGE_HEADER_BYTES], const void *body,
+                      size_t body_bytes)
+{
+    struct lli_reader r;
+    if ((bytes[FLAGS_AT] & LLI_FLAG_SEALED) == 0)
+        return true;
+    lli_reader_init(&r, bytes + CHECKSUM_AT, 4);
+    return lli_read_u32(&r) == checksum_of(bytes, body, body_bytes);
 }
 
 const char *
@@ -47,6 +80,7 @@ identity_write(struct lli_writer *w, const struct lli_identity *identity)
     lli_write_u32(w, identity->transports);
     lli_write_u32(w, identity->liveness_ms);
     lli_write_u32(w, identity->role);
+    lli_write_u32(w, identity->checksum);
     lli_write_text(w, identity->unix_name);
 }
 
@@ -61,6 +95,7 @@ identity_read(struct lli_reader *r, struct lli_identity *ret_identity)
     ret_identity->transports = lli_read_u32(r);
     ret_identity->liveness_ms = lli_read_u32(r);
     ret_identity->role = lli_read_u32(r);
+    ret_identity->checksum = lli_read_u32(r);
     lli_read_text(r, ret_identity->unix_name, sizeof(ret_identity->unix_name));
 }
 

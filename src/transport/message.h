@@ -5,9 +5,12 @@
 //   5  u8  type       enum lli_message_type
 //   6  u16 flags      LLI_FLAG_...
 //   8  u32 body bytes
-//  12  u32 checksum   0; reserved for CRC32C of the body
+//  12  u32 checksum   with LLI_FLAG_SEALED CRC32C of header and body, the field itself taken for 0
 //  16  u64 transfer   chosen by the side that began it, unique on the link in its direction
-//  24  u64 argument   DATA: position in the transfer's stream; otherwise reserved (generation)
+//  24  u64 argument   DATA: position in the transfer's stream; otherwise 0
+//
+// Sealed DATA has a checksum of its header alone; behind its body stand CRC32Cs of the body, one for
+// each cell of the stream that it touches (stream.h).
 //
 // A body may be longer than its reader knows: the rest is skipped, so that later versions may append.
 // HELLO carries a range of versions and a field for authentication.
@@ -50,6 +53,7 @@ enum lli_message_type {
 
 enum {
     LLI_FLAG_TELL_WHEN_DONE = 1, // DATA: the slot has a request key, which a pull takes
+    LLI_FLAG_SEALED = 2,         // the checksum counts
 };
 
 struct lli_message_header {
@@ -62,6 +66,12 @@ struct lli_message_header {
 
 void lli_message_header_write(uint8_t bytes[LLI_MESSAGE_HEADER_BYTES],
                               const struct lli_message_header *header);
+// Seals a header that has been written, with the body that it goes before.
+void lli_message_seal(uint8_t bytes[LLI_MESSAGE_HEADER_BYTES], const void *body, size_t body_bytes);
+// False if it is sealed and the checksum is another.
+bool lli_message_is_intact(const uint8_t bytes[LLI_MESSAGE_HEADER_BYTES], const void *body,
+                           size_t body_bytes);
+
 // NULL, or what is wrong with it.
 const char *lli_message_header_read(const uint8_t bytes[LLI_MESSAGE_HEADER_BYTES],
                                     struct lli_message_header *ret_header);
@@ -85,6 +95,7 @@ struct lli_identity {
     uint32_t transports; // bit per enum lli_transport_kind that this end may use
     uint32_t liveness_ms;
     uint32_t role;
+    uint32_t checksum;                   // 1: it wants links to be checked
     char unix_name[LLI_UNIX_NAME_BYTES]; // where memory files are exchanged; "" = nowhere
 };
 

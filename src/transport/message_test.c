@@ -16,6 +16,7 @@ identity(uint64_t seed)
         .transports = (uint32_t)unit_random(&seed),
         .liveness_ms = (uint32_t)unit_random(&seed),
         .role = (uint32_t)unit_random(&seed),
+        .checksum = (uint32_t)unit_random(&seed),
     };
     unit_fill(id.boot_id, sizeof(id.boot_id), seed);
     snprintf(id.unix_name, sizeof(id.unix_name), "name-%llu", (unsigned long long)seed % 1000);
@@ -32,6 +33,7 @@ assert_same_identity(const struct lli_identity *a, const struct lli_identity *b)
     assert_int_equal(a->transports, b->transports);
     assert_int_equal(a->liveness_ms, b->liveness_ms);
     assert_int_equal(a->role, b->role);
+    assert_int_equal(a->checksum, b->checksum);
     assert_string_equal(a->unix_name, b->unix_name);
 }
 
@@ -83,6 +85,30 @@ test_a_header_lies_as_documented(void **state)
                                         .argument = UINT64_C(0x1112131415161718),
                                     });
     assert_memory_equal(bytes, expected, sizeof(expected));
+}
+
+static void
+test_a_seal_finds_every_flipped_bit(void **state)
+{
+    uint8_t message[LLI_MESSAGE_HEADER_BYTES + 50];
+    uint8_t *body = message + LLI_MESSAGE_HEADER_BYTES;
+    const struct lli_message_header header = {.type = LLI_PUSH, .body_bytes = 50, .transfer_id = 9};
+    (void)state;
+    unit_fill(body, 50, 1);
+    lli_message_header_write(message, &header);
+    // Without a seal nothing is promised.
+    assert_true(lli_message_is_intact(message, body, 50));
+    lli_message_seal(message, body, 50);
+    assert_true(lli_message_is_intact(message, body, 50));
+    for (size_t bit = 0; bit < sizeof(message) * 8; bit++) {
+        struct lli_message_header seen;
+        message[bit / 8] ^= (uint8_t)(1 << bit % 8);
+        // One bit takes the seal away, which whoever demands seals sees.
+        bool sealed =
+            lli_message_header_read(message, &seen) != NULL || (seen.flags & LLI_FLAG_SEALED) != 0;
+        assert_true(!sealed || !lli_message_is_intact(message, body, 50));
+        message[bit / 8] ^= (uint8_t)(1 << bit % 8);
+    }
 }
 
 static void
@@ -320,6 +346,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_header_comes_back),
         cmocka_unit_test(test_a_header_lies_as_documented),
+        cmocka_unit_test(test_a_seal_finds_every_flipped_bit),
         cmocka_unit_test(test_every_other_magic_or_version_is_refused),
         cmocka_unit_test(test_a_hello_comes_back_and_is_refused_when_cut),
         cmocka_unit_test(test_a_hello_must_speak_our_version),
