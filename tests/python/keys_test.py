@@ -103,8 +103,6 @@ def test_the_last_layer_takes_the_key(prompt_and_decoder):
     refused(lambda: manager.pull_cache(slot(1), cache), GONE)
 
 
-# Over tcp as soon as streams say so.
-@pytest.mark.xfail(strict=False, reason="streams don't carry it yet")
 def test_a_pull_by_id_takes_the_slots_key(prompt_and_decoder):
     prompt, manager, cache = prompt_and_decoder
     cache_id = prompt.ask(what="allocate", shape=SHAPE, keys=[[1], [2]])
