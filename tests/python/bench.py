@@ -116,7 +116,7 @@ def lists(pair):
              "array of uint64": np.array(numbers, np.uint64), "array of int64": np.array(numbers)}
     # A list's numbers are there already: what is allocated is the array that C reads.
     for name, blocks in given.items():
-        reading, = best(lambda blocks=blocks: _core.block_list("", blocks))
+        reading, = best(lambda blocks=blocks: _core.block_list("", blocks), count=20, rounds=40)
         pull, = in_thread(lambda blocks=blocks: best(lambda: pair.pull(blocks), count=20))
         tracemalloc.start()
         kept = _core.block_list("", blocks)
