@@ -163,7 +163,8 @@ ambush(void)
         if (scenario.faults.stalls) {
             num_faults++;
             another_may_follow();
-            sim_stall(around_the_limits());
+            // Now and then so long that the most patient owner gives up waiting for a reader.
+            sim_stall(around_the_limits() * (sim_chance(3) ? 3 : 1));
         }
     }
 }
