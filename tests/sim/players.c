@@ -219,11 +219,13 @@ judge_silence(const struct node *node, const struct node *peer)
     bool mapped = same_host && !scenario.faults.stops && strcmp(node->transports, "tcp") != 0 &&
                   strcmp(peer->transports, "tcp") != 0;
     uint64_t patience_ns = node->liveness_ms * SIM_MS * (mapped ? 8 : 1) / 2;
-    if (there == NULL || !there->alive || there->started_at + patience_ns * 2 > sim.now_ns ||
+    uint64_t window_ns = 3 * patience_ns;
+    if (there == NULL || !there->alive || there->started_at + window_ns > sim.now_ns ||
         (!same_host &&
          (scenario.faults.partitions || scenario.faults.losses || scenario.faults.power)))
         return;
-    if (sim_process_hindered_ns(there) + sim_process_hindered_ns(sim_current_process()) <
+    if (sim_process_hindered_lately_ns(there, window_ns) +
+            sim_process_hindered_lately_ns(sim_current_process(), window_ns) <
         patience_ns)
         sim_fail("%s takes cluster %llu for dead, which is well", sim_current_process()->name,
                  (unsigned long long)peer->cluster_id);

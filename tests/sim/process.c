@@ -108,6 +108,20 @@ sim_process_unhinder(struct sim_process *process)
 {
     if (--process->num_hindrances == 0)
         process->hindered_ns += sim.now_ns - process->hindered_since;
+    process->marks[process->num_marks++ % SIM_COUNT(process->marks)] =
+        (struct sim_mark){sim.now_ns, sim_process_hindered_ns(process)};
+}
+
+uint64_t
+sim_process_hindered_lately_ns(const struct sim_process *process, uint64_t window_ns)
+{
+    uint64_t before_ns = 0;
+    for (size_t i = 0; i < SIM_COUNT(process->marks); i++) {
+        const struct sim_mark *mark = &process->marks[i];
+        if (mark->when_ns + window_ns <= sim.now_ns && mark->hindered_ns > before_ns)
+            before_ns = mark->hindered_ns;
+    }
+    return sim_process_hindered_ns(process) - before_ns;
 }
 
 uint64_t

@@ -119,6 +119,10 @@ struct sim_process {
     unsigned num_hindrances; // stopped, slow, threads stalled
     uint64_t hindered_since;
     uint64_t hindered_ns; // how long it could not run as it liked, before that
+    struct sim_mark {
+        uint64_t when_ns, hindered_ns;
+    } marks[16]; // the last times when it could again
+    size_t num_marks;
     uint64_t started_at;
     uint64_t died_at;
     bool can_read_others; // process_vm_readv is permitted
@@ -141,6 +145,8 @@ void sim_process_hinder(struct sim_process *process);
 void sim_process_unhinder(struct sim_process *process);
 // How long it could not run freely, up to now.
 uint64_t sim_process_hindered_ns(const struct sim_process *process);
+// In the last so many nanoseconds, at most.
+uint64_t sim_process_hindered_lately_ns(const struct sim_process *process, uint64_t window_ns);
 // The process has ended in good order: nothing may be left.
 void sim_process_exit(struct sim_process *process);
 struct sim_process *sim_process_by_pid(int pid);
