@@ -6,6 +6,7 @@
 #include "base/mem.h"
 #include "base/os.h"
 #include "link/connect.h"
+#include "link/events.h"
 
 enum { CLUSTERS_PER_CALL_MAX = 16 };
 
@@ -467,6 +468,16 @@ set_unlinking(struct lli_link *link, bool unlinking)
     pthread_mutex_unlock(&link->node->links_lock);
 }
 
+// A link that breaks while it is being unlinked is no news, unless it stays.
+static void
+tell_if_broken(struct lli_link *link)
+{
+    pthread_mutex_lock(&link->node->links_lock);
+    if (link->broken && !lli_list_empty(&link->in_table))
+        lli_events_add_locked(link, LLM_LINK_BROKEN);
+    pthread_mutex_unlock(&link->node->links_lock);
+}
+
 // Waits for the peer's word.  A peer that closes the connection has removed its end as well.
 static llm_status
 await_answer(struct lli_link *link, uint64_t deadline_ns)
@@ -504,6 +515,8 @@ unlink_one(struct call *call, struct lli_link *link)
         status = await_answer(link, call->deadline_ns);
     if (begin.busy || status == LLM_LINK_BUSY) {
         set_unlinking(link, false);
+        if (!was_broken)
+            tell_if_broken(link);
         return lli_fail(LLM_LINK_BUSY, "link", "a transfer runs on the link to cluster %llu",
                         (unsigned long long)link->peer.cluster_id);
     }

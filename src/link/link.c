@@ -170,7 +170,7 @@ lli_link_break(struct lli_link *link, llm_status status, const char *why)
         link->broken = true;
         link->broken_status = status;
         snprintf(link->broken_reason, sizeof(link->broken_reason), "%s", why);
-        if (!lli_list_empty(&link->in_table))
+        if (!lli_list_empty(&link->in_table) && !link->unlinking)
             lli_events_add_locked(link, LLM_LINK_BROKEN);
     }
     // Whoever waits for an answer to an unlink won't get one.
