@@ -228,18 +228,33 @@ take_key_locked(struct lli_registry *registry, const struct lli_taken *taken)
     return LLM_SUCCESS;
 }
 
+// It may have been deallocated during the pull.
+static struct lli_cache *
+find_cache_locked(struct lli_registry *registry, int64_t id)
+{
+    struct lli_cache *cache = lli_registry_find_locked(registry, id);
+    LLI_LIST_FOR(node, &registry->unnamed) {
+        struct lli_cache *unnamed = LLI_LIST_ENTRY(node, struct lli_cache, node);
+        if (unnamed->id == id)
+            cache = unnamed;
+    }
+    return cache;
+}
+
 static void
 take_slot_locked(struct lli_registry *registry, const struct lli_taken *taken)
 {
-    struct lli_cache *cache = lli_registry_find_locked(registry, taken->cache_id);
+    struct lli_cache *cache = find_cache_locked(registry, taken->cache_id);
     if (cache == NULL || (taken->generation != 0 && cache->generation != taken->generation))
         return;
-    // Several keys may name the slot.  The cache has its id, so that it doesn't go with the last one.
+    // Several keys may name the slot; it must not go with the last one while we look at them.
+    cache->references++;
     LLI_LIST_FOR(node, &cache->keys) {
         struct binding *binding = LLI_LIST_ENTRY(node, struct binding, in_cache);
         if (is_request_of(binding, taken->slot))
             take_locked(registry, binding, taken);
     }
+    lli_registry_put_locked(registry, cache);
 }
 
 llm_status

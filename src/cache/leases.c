@@ -68,7 +68,8 @@ is_read_here(const struct lli_registry *registry, const struct lli_lease *lease)
 static void
 try_to_end_locked(struct lli_registry *registry, struct lli_lease *lease, uint64_t now_ns)
 {
-    bool late = now_ns - lease->ending_ns >= registry->patience_ns;
+    // It may have begun to end a moment after `now_ns`.
+    bool late = now_ns >= lease->ending_ns + registry->patience_ns;
     if (late)
         atomic_store(&lease->overdue, true);
     if (lease->readers > 0 || is_read_here(registry, lease))

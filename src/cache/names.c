@@ -1,6 +1,6 @@
 #include "cache/names.h"
 
-enum { PROBES = 64 };
+enum { PROBES = 64 }; // for a key
 
 static uint64_t
 mix(uint64_t z)
@@ -83,10 +83,11 @@ lli_names_find_key(const struct lli_segment_layout *peer, const struct lli_key *
 
 // ---- leases ----
 
+// Each generation has one place; those whose place is taken are left out.
 static uint32_t
-lease_place(uint64_t lease, uint32_t probe)
+lease_place(uint64_t lease)
 {
-    return (uint32_t)(lease / 2 + probe) % LLI_NUM_LEASE_ENTRIES;
+    return (uint32_t)(lease / 2) % LLI_NUM_LEASE_ENTRIES;
 }
 
 bool
@@ -94,18 +95,17 @@ lli_names_put_lease(struct lli_segment *segment, const struct lli_lease_range *r
                     uint64_t *ret_lease, uint32_t *ret_lease_entry)
 {
     uint64_t lease = segment->next_generation;
-    for (uint32_t probe = 0; probe < PROBES; probe++) {
-        uint32_t index = lease_place(lease, probe);
-        struct lli_lease_entry *at = &segment->layout->leases[index];
+    for (uint32_t i = 0; i < LLI_NUM_LEASE_ENTRIES; i++, lease += 2) {
+        struct lli_lease_entry *at = &segment->layout->leases[lease_place(lease)];
         if (LLI_LOAD(at->lease) != 0)
             continue;
         LLI_STORE(at->generation, range->generation);
         LLI_STORE(at->first_slot, range->first_slot);
         LLI_STORE(at->num_slots, range->num_slots);
-        segment->next_generation += 2;
+        segment->next_generation = lease + 2;
         atomic_store_explicit(&at->lease, lease, memory_order_release);
         *ret_lease = lease;
-        *ret_lease_entry = index;
+        *ret_lease_entry = lease_place(lease);
         return true;
     }
     return false;
@@ -130,22 +130,18 @@ bool
 lli_names_find_lease(const struct lli_segment_layout *peer, uint64_t lease,
                      struct lli_lease_range *ret_range, uint32_t *ret_lease_entry)
 {
-    if (lease == 0 || (lease & LLI_GENERATION_RETIRED) != 0)
+    uint32_t index = lease_place(lease);
+    const struct lli_lease_entry *at = &peer->leases[index];
+    if (lease == 0 || (lease & LLI_GENERATION_RETIRED) != 0 ||
+        atomic_load_explicit(&at->lease, memory_order_acquire) != lease)
         return false;
-    for (uint32_t probe = 0; probe < PROBES; probe++) {
-        uint32_t index = lease_place(lease, probe);
-        const struct lli_lease_entry *at = &peer->leases[index];
-        if (atomic_load_explicit(&at->lease, memory_order_acquire) != lease)
-            continue;
-        *ret_range = (struct lli_lease_range){
-            .generation = LLI_LOAD(at->generation),
-            .first_slot = LLI_LOAD(at->first_slot),
-            .num_slots = LLI_LOAD(at->num_slots),
-        };
-        *ret_lease_entry = index;
-        return lli_names_lease_still_live(peer, lease, index);
-    }
-    return false;
+    *ret_range = (struct lli_lease_range){
+        .generation = LLI_LOAD(at->generation),
+        .first_slot = LLI_LOAD(at->first_slot),
+        .num_slots = LLI_LOAD(at->num_slots),
+    };
+    *ret_lease_entry = index;
+    return lli_names_lease_still_live(peer, lease, index);
 }
 
 bool

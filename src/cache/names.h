@@ -1,5 +1,5 @@
 // The other ways to a cache in the directory that peers map: keys, which lead to a slot, and leases,
-// which stand for some slots for a time.  Both are tables of fixed size with open addressing.
+// which stand for some slots for a time.  Both are tables of fixed size.
 #ifndef LLI_NAMES_H
 #define LLI_NAMES_H
 
@@ -39,7 +39,7 @@ lli_lease_range_holds(const struct lli_lease_range *range, uint64_t first_slot, 
 bool lli_names_put_key(struct lli_segment *segment, const struct lli_key *key, uint32_t entry,
                        uint64_t generation, uint64_t slot, uint32_t *ret_key_entry);
 void lli_names_erase_key(struct lli_segment *segment, uint32_t key_entry);
-// Takes the next generation for the lease.  False when there is no room near its place.
+// Takes one of the next generations for the lease.  False when there is no room.
 bool lli_names_put_lease(struct lli_segment *segment, const struct lli_lease_range *range,
                          uint64_t *ret_lease, uint32_t *ret_lease_entry);
 // As lli_segment_retire and lli_segment_erase.

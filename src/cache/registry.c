@@ -331,12 +331,18 @@ lli_registry_hold_again(struct lli_registry *registry, struct lli_cache *cache)
 }
 
 void
-lli_registry_put(struct lli_registry *registry, struct lli_cache *cache)
+lli_registry_put_locked(struct lli_registry *registry, struct lli_cache *cache)
 {
-    pthread_mutex_lock(&registry->lock);
     cache->references--;
     if (cache->references == 0 && cache->retired_ns != 0)
         lli_registry_collect_locked(registry);
+}
+
+void
+lli_registry_put(struct lli_registry *registry, struct lli_cache *cache)
+{
+    pthread_mutex_lock(&registry->lock);
+    lli_registry_put_locked(registry, cache);
     pthread_mutex_unlock(&registry->lock);
 }
 

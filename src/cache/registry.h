@@ -99,6 +99,7 @@ void lli_registry_collect(struct lli_registry *registry);
 // ---- for the files of this room, with the lock held ----
 
 struct lli_cache *lli_registry_find_locked(struct lli_registry *registry, int64_t id);
+void lli_registry_put_locked(struct lli_registry *registry, struct lli_cache *cache);
 // Unknown to new calls from now on; its keys are gone, its leases are about to end.
 void lli_registry_retire_locked(struct lli_registry *registry, struct lli_cache *cache);
 void lli_registry_collect_locked(struct lli_registry *registry);

@@ -284,6 +284,49 @@ test_two_readers_of_one_cache_are_counted_apart(void **state)
 }
 
 static void
+test_a_reader_under_a_lease_is_seen_by_both_names(void **state)
+{
+    enum { CACHE = 6, LEASE = 20, OTHER = 22 };
+    (void)state;
+    int under = lli_segment_reader_enter(&segment, PEER, CACHE, LEASE);
+    int plain = lli_segment_reader_enter(&segment, PEER, CACHE, 0);
+    assert_true(lli_segment_is_read(peer_view, PEER, CACHE));
+    assert_true(lli_segment_is_read(peer_view, PEER, LEASE));
+    assert_false(lli_segment_is_read(peer_view, PEER, OTHER));
+    assert_false(lli_segment_is_read(peer_view, PEER + 1, LEASE));
+    assert_true(lli_segment_is_read_here(PEER, LEASE));
+    assert_false(lli_segment_is_read_here(PEER, OTHER));
+    lli_segment_reader_leave(&segment, under);
+    assert_false(lli_segment_is_read(peer_view, PEER, LEASE));
+    assert_true(lli_segment_is_read(peer_view, PEER, CACHE));
+    lli_segment_reader_leave(&segment, plain);
+    // The same slot without a lease doesn't remember the old one.
+    under = lli_segment_reader_enter(&segment, PEER, CACHE, 0);
+    assert_false(lli_segment_is_read(peer_view, PEER, LEASE));
+    lli_segment_reader_leave(&segment, under);
+    assert_false(lli_segment_is_read_here(PEER, 0));
+}
+
+static void
+test_generations_of_another_instance_are_others(void **state)
+{
+    struct lli_segment other;
+    uint64_t ours;
+    uint64_t theirs;
+    uint32_t entry;
+    uint64_t addresses[] = {0, 512};
+    (void)state;
+    assert_true(lli_segment_open(&other, CLUSTER, INCARNATION, 1) == LLM_SUCCESS);
+    assert_true(publish(1, &entry, &ours));
+    assert_true(lli_segment_publish(&other, 1, &geometry, 1, 0, addresses, &entry, &theirs));
+    // Far apart, so that neither reaches the other's in a lifetime.
+    uint64_t distance = ours > theirs ? ours - theirs : theirs - ours;
+    assert_true(distance > UINT64_C(1) << 32);
+    assert_true(ours != 0 && theirs != 0 && ours % 2 == 0 && theirs % 2 == 0);
+    lli_segment_close(&other);
+}
+
+static void
 test_there_are_as_many_readers_as_slots(void **state)
 {
     bool used[LLI_NUM_READER_SLOTS] = {false};
@@ -390,6 +433,8 @@ main(void)
         TEST(test_addresses_run_out_and_come_back),
         TEST(test_a_reader_is_seen_from_enter_to_leave),
         TEST(test_two_readers_of_one_cache_are_counted_apart),
+        TEST(test_a_reader_under_a_lease_is_seen_by_both_names),
+        TEST(test_generations_of_another_instance_are_others),
         TEST(test_there_are_as_many_readers_as_slots),
         TEST(test_many_threads_never_share_a_slot),
         TEST(test_without_memory_the_directory_does_not_open),
