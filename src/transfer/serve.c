@@ -33,6 +33,8 @@ struct serve {
     struct lli_stream_job job;
     bool in_stream;
     bool tell_when_done; // the slot has a request key
+    bool given_up;       // a pull whose last frames are leaving
+    uint64_t given_up_tick;
 
     // On one host.
     bool fetching;
@@ -410,6 +412,20 @@ take_request(struct lli_link *link, const struct lli_message_header *header,
     return true;
 }
 
+// What a push has brought so far, for whoever goes on with it.
+static void
+keep_cut(struct serve *serve)
+{
+    uint64_t arrived = 0;
+    if (serve->in_stream)
+        arrived = lli_stream_arrived(&serve->link->stream, &serve->job);
+    else if (serve->fetching && lli_source_is_good(&serve->copy.source))
+        arrived = serve->copy.copy.position;
+    if (serve->request.push && serve->num_caches == 1 && arrived > 0)
+        lli_cuts_add(serve->link->node, serve->link->peer.incarnation, serve->id,
+                     serve->caches[0]->generation, arrived);
+}
+
 static void
 cancel(struct lli_link *link, uint64_t id)
 {
@@ -421,6 +437,7 @@ cancel(struct lli_link *link, uint64_t id)
     } else if (serve != NULL) {
         if (serve->in_stream)
             lli_stream_cancel_receive(&link->stream, &serve->job);
+        keep_cut(serve);
         free_serve(serve);
     }
     // Also when it had ended already: the answer to a cancel is always a confirmation.
@@ -464,20 +481,6 @@ lli_serves_message(struct lli_link *link, const struct lli_message_header *heade
     }
 }
 
-// What a push has brought so far, for whoever goes on with it.
-static void
-keep_cut(struct serve *serve)
-{
-    uint64_t arrived = 0;
-    if (serve->in_stream)
-        arrived = lli_stream_arrived(&serve->link->stream, &serve->job);
-    else if (serve->fetching && lli_source_is_good(&serve->copy.source))
-        arrived = serve->copy.copy.position;
-    if (serve->request.push && serve->num_caches == 1 && arrived > 0)
-        lli_cuts_add(serve->link->node, serve->link->peer.incarnation, serve->id,
-                     serve->caches[0]->generation, arrived);
-}
-
 void
 lli_serves_broken(struct lli_link *link)
 {
@@ -493,6 +496,9 @@ lli_serves_broken(struct lli_link *link)
 static bool
 is_overdue(const struct serve *serve)
 {
+    // A frame that has begun gets the time of a tick or two, if the peer reads at all.
+    if (serve->given_up && serve->link->node->tick - serve->given_up_tick < 2)
+        return false;
     for (size_t i = 0; i < serve->num_caches; i++) {
         if (atomic_load(&serve->caches[i]->overdue))
             return true;
@@ -522,8 +528,7 @@ give_up(struct serve *serve)
 {
     struct lli_link *link = serve->link;
     char why[LLI_REASON_BYTES];
-    if (serve->in_stream && !serve->request.push &&
-        lli_stream_is_under_way(&link->stream, &serve->job)) {
+    if (serve->given_up) {
         // A frame that has begun can't be taken back, and the peer doesn't read it.
         snprintf(why, sizeof(why),
                  "cache %lld was unregistered, or its lease has ended, and the peer takes too long "
@@ -537,6 +542,8 @@ give_up(struct serve *serve)
              "cluster %llu unregistered the cache, or ended its lease, during the transfer",
              (unsigned long long)link->node->identity.cluster_id);
     if (serve->in_stream && !serve->request.push) {
+        serve->given_up = true;
+        serve->given_up_tick = link->node->tick;
         lli_link_send_outcome(link, LLI_RESULT, serve->id, status, why);
         lli_stream_cancel_send(&link->stream, &serve->job);
         return;

@@ -265,6 +265,7 @@ take_length(struct transfer *t, const struct lli_answer *answer, char *why, size
         return LLM_PARAM_INVALID;
     }
     t->request.bytes = lli_min(t->request.bytes, left);
+    t->bytes_min = 0;
     lli_plan_truncate(&t->plan, t->request.bytes);
     return LLM_SUCCESS;
 }
@@ -419,9 +420,9 @@ lli_transfers_message(struct lli_link *link, const struct lli_message_header *he
     // It may have been cancelled a moment ago.
     if (t == NULL)
         return true;
-    // It has not been asked for yet, or has arrived.
+    // It has not been asked for yet, or has arrived; the peer may have given up its last frames.
     if (t->asking)
-        return false;
+        return header->type == LLI_RESULT && !t->push;
     switch (header->type) {
     case LLI_PUSH_ACCEPTED:
         return on_accepted(t);
@@ -733,6 +734,13 @@ lli_transfer_query(struct lli_node *node, uint64_t cluster_id, const struct lli_
             ? look_into_directory(link, request, ret_answer, why, sizeof(why))
             : lli_ask_and_wait(link, LLI_QUERY, request, deadline_ns, ret_answer, why, sizeof(why));
     lli_links_release(link);
+    // A lease will do for a transfer; this is about the cache.
+    if (status == LLM_SUCCESS && request->generation != 0 &&
+        request->generation != ret_answer->generation) {
+        status = LLM_CACHE_STALE;
+        snprintf(why, sizeof(why), "generation %llu is not that of the cache",
+                 (unsigned long long)request->generation);
+    }
     if (status != LLM_SUCCESS)
         return lli_fail(status, "transfer", "query of cluster %llu: %s",
                         (unsigned long long)cluster_id, why);
@@ -786,15 +794,29 @@ find_started(struct lli_node *node, uint64_t id, bool take, struct transfer **re
     return LLM_SUCCESS;
 }
 
+struct look {
+    struct transfer *transfer;
+    llm_progress *progress;
+};
+
 // How far the loop's thread has come with what is under way.
 static void
 look_at_progress(void *arg)
 {
-    struct transfer *t = arg;
+    struct look *look = arg;
+    struct transfer *t = look->transfer;
     if (t->in_stream && !t->push)
         note_progress(t, lli_stream_arrived(&t->link->stream, &t->job));
     if (t->in_copies && lli_source_is_good(&t->copy.source))
         note_progress(t, t->copy.copy.position);
+    pthread_mutex_lock(&t->lock);
+    *look->progress = t->progress;
+    pthread_mutex_unlock(&t->lock);
+    // A slot's length may be known to the peer alone.
+    if (t->bytes_min == 0)
+        look->progress->total_bytes = t->plan.total_bytes;
+    if (t->generation != 0)
+        look->progress->generation = t->generation;
 }
 
 llm_status
@@ -817,12 +839,8 @@ lli_transfer_get_progress(struct lli_node *node, uint64_t transfer_id, llm_progr
 {
     struct transfer *t;
     LLI_TRY(find_started(node, transfer_id, false, &t));
-    lli_loop_call(node->loop, look_at_progress, t);
-    pthread_mutex_lock(&t->lock);
-    *ret_progress = t->progress;
-    if (ret_progress->total_bytes == 0)
-        ret_progress->total_bytes = t->plan.total_bytes;
-    pthread_mutex_unlock(&t->lock);
+    struct look look = {.transfer = t, .progress = ret_progress};
+    lli_loop_call(node->loop, look_at_progress, &look);
     put(t);
     return LLM_SUCCESS;
 }

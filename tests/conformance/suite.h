@@ -125,6 +125,8 @@ void make_bytes(struct kv *kv, llm_placement placement, size_t num_devices, uint
 void forget_kv(struct kv *kv);
 // Other bytes in every place, known to the model.
 void fill_kv(struct kv *kv, uint64_t seed);
+// The same byte everywhere.
+void fill_kv_with(struct kv *kv, uint8_t byte);
 // The model's copy, between tensors of all devices.
 void expect_copy(struct kv *dst, uint32_t dst_tensor, size_t dst_offset, const struct kv *src,
                  uint32_t src_tensor, size_t src_offset, size_t bytes);
