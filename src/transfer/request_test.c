@@ -383,6 +383,84 @@ test_slots_and_sizes(void **state)
 }
 
 static void
+test_offsets_into_a_slot(void **state)
+{
+    static const struct {
+        uint64_t offset;
+        uint64_t bytes;
+        bool good;
+    } cases[] = {
+        {0, 100, true},         {1, 99, true},
+        {99, 1, true},          {100, 0, true},
+        {1, 100, false},        {100, 1, false},
+        {101, 0, false},        {UINT64_MAX, 1, false},
+        {1, UINT64_MAX, false}, {UINT64_MAX, UINT64_MAX, false},
+    };
+    (void)state;
+    for (size_t i = 0; i < LLI_COUNT(cases); i++) {
+        struct lli_request request = good_slot();
+        struct lli_plan plan;
+        request.slot = 3;
+        request.offset = cases[i].offset;
+        request.bytes = cases[i].bytes;
+        assert_int_equal(check(&request) == LLM_SUCCESS, cases[i].good);
+        if (!cases[i].good) {
+            assert_true(check(&request) == LLM_PARAM_INVALID);
+            continue;
+        }
+        assert_true(lli_request_plan(&request, geometry.stride, 1, &plan) == LLM_SUCCESS);
+        if (plan.num_runs > 0)
+            assert_int_equal(plan.runs[0].src_offset, 300 + cases[i].offset);
+        assert_int_equal(plan.tensor_bytes, cases[i].bytes);
+        lli_plan_fini(&plan);
+    }
+}
+
+static void
+test_a_request_is_within_a_lease_with_all_its_slots(void **state)
+{
+    struct lli_lease_range range = {.first_slot = 2, .num_slots = 3};
+    (void)state;
+    for (uint64_t slot = 0; slot < 8; slot++) {
+        struct lli_request request = good_slot();
+        request.slot = slot;
+        assert_int_equal(lli_request_is_within(&request, &range), slot >= 2 && slot < 5);
+    }
+    for (uint64_t a = 0; a < 8; a++) {
+        for (uint64_t b = 0; b < 8; b++) {
+            struct lli_block_run runs[] = {{a, 1}, {b, 2}};
+            struct lli_request request = {
+                .kind = LLI_REQUEST_BLOCKS, .runs = runs, .num_runs = LLI_COUNT(runs)};
+            assert_int_equal(lli_request_is_within(&request, &range),
+                             a >= 2 && a < 5 && b >= 2 && b + 1 < 5);
+        }
+    }
+    struct lli_block_run run = {UINT64_MAX, UINT64_MAX};
+    struct lli_request request = {.kind = LLI_REQUEST_BLOCKS, .runs = &run, .num_runs = 1};
+    assert_false(lli_request_is_within(&request, &range));
+}
+
+static void
+test_every_name_can_be_said_to_people(void **state)
+{
+    char text[96];
+    struct lli_request request = good_slot();
+    (void)state;
+    request.cache_id = -17;
+    lli_request_describe(&request, text, sizeof(text));
+    assert_string_equal(text, "cache with id -17");
+    request.by = LLI_BY_KEY;
+    for (uint32_t kind = 0; kind < 6; kind++) {
+        request.key = (struct lli_key){kind, UINT64_MAX, UINT64_MAX};
+        lli_request_describe(&request, text, sizeof(text));
+        assert_non_null(strstr(text, "key 18446744073709551615 of model 18446744073709551615"));
+    }
+    request.by = LLI_BY_ADDRESS;
+    lli_request_describe(&request, text, sizeof(text));
+    assert_non_null(strstr(text, "addresses"));
+}
+
+static void
 test_every_choice_of_tensors(void **state)
 {
     (void)state;
@@ -527,6 +605,9 @@ main(void)
         cmocka_unit_test(test_without_memory_a_request_is_not_read),
         cmocka_unit_test(test_blocks_are_counted_without_overflow),
         cmocka_unit_test(test_slots_and_sizes),
+        cmocka_unit_test(test_offsets_into_a_slot),
+        cmocka_unit_test(test_a_request_is_within_a_lease_with_all_its_slots),
+        cmocka_unit_test(test_every_name_can_be_said_to_people),
         cmocka_unit_test(test_every_choice_of_tensors),
         cmocka_unit_test(test_every_run_of_blocks),
         cmocka_unit_test(test_block_sizes_must_be_equal),

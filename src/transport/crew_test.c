@@ -137,6 +137,83 @@ test_several_callers_share_the_helpers(void **state)
     lli_crew_close(&crew);
 }
 
+// What is before copy->position has been copied, without a gap.
+static void
+assert_copied_so_far(const struct work *work)
+{
+    assert_true(work->copy.position <= work->plan.total_bytes);
+    assert_int_equal(memcmp(work->src, work->dst, work->copy.position), 0);
+}
+
+static void
+test_a_copy_goes_on_from_any_position(void **state)
+{
+    struct lli_crew crew;
+    (void)state;
+    lli_crew_open(&crew, 3);
+    static const uint64_t positions[] = {1, (4 << 20) + 1, (10 << 20) - 1, 10 << 20};
+    for (size_t i = 0; i < LLI_COUNT(positions); i++) {
+        struct work work;
+        open_work(&work, &crew, (uint64_t)5 << 20, i);
+        work.copy.position = positions[i];
+        work.in_time = lli_crew_copy(&crew, &work.copy, UINT64_MAX);
+        assert_true(work.in_time);
+        assert_int_equal(work.copy.position, work.plan.total_bytes);
+        for (uint64_t k = 0; k < positions[i]; k++) {
+            if (work.dst[k] != 0)
+                fail_msg("byte %llu before the beginning was written", (unsigned long long)k);
+        }
+        assert_int_equal(memcmp(work.src + positions[i], work.dst + positions[i],
+                                work.plan.total_bytes - positions[i]),
+                         0);
+        close_work(&work);
+    }
+    lli_crew_close(&crew);
+}
+
+// Out of time again and again, it arrives all the same.
+static void
+test_after_every_deadline_the_beginning_is_there_without_a_gap(void **state)
+{
+    (void)state;
+    for (size_t num_threads = 1; num_threads <= 4; num_threads++) {
+        struct lli_crew crew;
+        struct work work;
+        unsigned num_calls = 0;
+        lli_crew_open(&crew, num_threads);
+        open_work(&work, &crew, (uint64_t)8 << 20, num_threads);
+        while (!lli_crew_copy(&crew, &work.copy, 0)) {
+            assert_copied_so_far(&work);
+            num_calls++;
+        }
+        assert_copied_so_far(&work);
+        assert_int_equal(work.copy.position, work.plan.total_bytes);
+        assert_true(num_calls > 1);
+        close_work(&work);
+        lli_crew_close(&crew);
+    }
+}
+
+static void
+test_after_a_read_error_the_beginning_is_there_without_a_gap(void **state)
+{
+    (void)state;
+    for (size_t num_threads = 1; num_threads <= 4; num_threads++) {
+        struct lli_crew crew;
+        struct work work;
+        lli_crew_open(&crew, num_threads);
+        open_work(&work, &crew, (uint64_t)6 << 20, num_threads);
+        work.src_tensors[1] = 4096; // nobody maps the first pages
+        work.copy.pid = getpid();
+        assert_true(lli_crew_copy(&crew, &work.copy, UINT64_MAX));
+        assert_int_not_equal(work.copy.error, 0);
+        assert_int_equal(work.copy.position, (uint64_t)6 << 20);
+        assert_copied_so_far(&work);
+        close_work(&work);
+        lli_crew_close(&crew);
+    }
+}
+
 static void
 test_after_the_deadline_nothing_more_is_written(void **state)
 {
@@ -189,6 +266,9 @@ main(void)
         cmocka_unit_test(test_more_threads_than_there_can_be),
         cmocka_unit_test(test_a_crew_that_never_worked_can_be_closed),
         cmocka_unit_test(test_several_callers_share_the_helpers),
+        cmocka_unit_test(test_a_copy_goes_on_from_any_position),
+        cmocka_unit_test(test_after_every_deadline_the_beginning_is_there_without_a_gap),
+        cmocka_unit_test(test_after_a_read_error_the_beginning_is_there_without_a_gap),
         cmocka_unit_test(test_after_the_deadline_nothing_more_is_written),
         cmocka_unit_test(test_a_read_that_fails_ends_the_copy),
     };

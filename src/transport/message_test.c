@@ -55,6 +55,7 @@ test_a_header_comes_back(void **state)
         uint8_t bytes[LLI_MESSAGE_HEADER_BYTES];
         struct lli_message_header in = {
             .type = (uint8_t)unit_random(&random),
+            .flags = (uint16_t)unit_random(&random),
             .body_bytes = (uint32_t)unit_random(&random),
             .transfer_id = unit_random(&random),
             .argument = unit_random(&random),
@@ -63,6 +64,7 @@ test_a_header_comes_back(void **state)
         lli_message_header_write(bytes, &in);
         assert_null(lli_message_header_read(bytes, &out));
         assert_int_equal(out.type, in.type);
+        assert_int_equal(out.flags, in.flags);
         assert_int_equal(out.body_bytes, in.body_bytes);
         assert_true(out.transfer_id == in.transfer_id);
         assert_true(out.argument == in.argument);
@@ -298,6 +300,53 @@ test_a_choice_and_an_outcome_come_back(void **state)
     }
 }
 
+static bool
+read_answer(struct lli_reader *r)
+{
+    struct lli_answer answer;
+    return lli_answer_read(r, &answer);
+}
+
+static void
+test_an_answer_comes_back(void **state)
+{
+    uint64_t random = 5;
+    (void)state;
+    for (unsigned i = 0; i < 16; i++) {
+        uint8_t bytes[ROOM];
+        struct lli_writer w;
+        struct lli_reader r;
+        struct lli_answer out;
+        struct lli_answer in = {
+            .cache_id = (int64_t)unit_random(&random),
+            .slot = unit_random(&random),
+            .placement = (uint32_t)unit_random(&random),
+            .num_tensors = (uint32_t)unit_random(&random),
+            .registered = i % 2 == 1,
+            .slot_has_request = i / 2 % 2 == 1,
+            .num_slots = unit_random(&random),
+            .stride = unit_random(&random),
+            .tensor_bytes = unit_random(&random),
+            .generation = unit_random(&random),
+            .bytes_arrived = unit_random(&random),
+        };
+        lli_writer_init(&w, bytes, sizeof(bytes));
+        lli_answer_write(&w, &in);
+        assert_false(w.failed);
+        lli_reader_init(&r, bytes, w.size);
+        assert_true(lli_answer_read(&r, &out));
+        assert_true(out.cache_id == in.cache_id && out.slot == in.slot);
+        assert_int_equal(out.placement, in.placement);
+        assert_int_equal(out.num_tensors, in.num_tensors);
+        assert_int_equal(out.registered, in.registered);
+        assert_int_equal(out.slot_has_request, in.slot_has_request);
+        assert_true(out.num_slots == in.num_slots && out.stride == in.stride &&
+                    out.tensor_bytes == in.tensor_bytes && out.generation == in.generation &&
+                    out.bytes_arrived == in.bytes_arrived);
+        check_lengths(&w, 0, read_answer);
+    }
+}
+
 static void
 test_a_text_longer_than_its_room_is_refused(void **state)
 {
@@ -322,7 +371,8 @@ test_a_text_longer_than_its_room_is_refused(void **state)
 static void
 test_any_bytes_are_read_without_harm(void **state)
 {
-    static const read_function reads[] = {read_hello, read_reply, read_choose, read_outcome};
+    static const read_function reads[] = {read_hello, read_reply, read_choose, read_outcome,
+                                          read_answer};
     uint64_t random = 2;
     (void)state;
     for (int i = 0; i < 20000; i++) {
@@ -352,6 +402,7 @@ main(void)
         cmocka_unit_test(test_a_hello_must_speak_our_version),
         cmocka_unit_test(test_a_reply_comes_back_with_a_text_of_any_length),
         cmocka_unit_test(test_a_choice_and_an_outcome_come_back),
+        cmocka_unit_test(test_an_answer_comes_back),
         cmocka_unit_test(test_a_text_longer_than_its_room_is_refused),
         cmocka_unit_test(test_any_bytes_are_read_without_harm),
     };

@@ -367,6 +367,66 @@ test_merging_keeps_every_small_list(void **state)
     }
 }
 
+// ---- a slot, cut into pieces ----
+
+static void
+check_scatter(const uint64_t *blocks, size_t count, uint64_t stride, uint64_t bytes, uint64_t cut)
+{
+    enum { FROM = 1000, SLOT_TENSORS = 2 };
+    struct lli_plan plan;
+    struct stream model;
+    model.bytes = 0;
+    for (uint64_t i = 0; i < lli_min(bytes, cut); i++) {
+        model.src[i] = FROM + i;
+        model.dst[i] = blocks[i / stride] * stride + i % stride;
+        model.bytes++;
+    }
+    assert_true(lli_plan_scatter(&plan, SLOT_TENSORS, FROM, blocks, count, stride, bytes) ==
+                LLM_SUCCESS);
+    lli_plan_truncate(&plan, cut);
+    if (!agrees(&plan, &model, SLOT_TENSORS) || plan.num_runs != fewest_runs(&model) ||
+        !locates_everything(&plan))
+        fail_msg("%llu bytes, cut at %llu, into %zu blocks of %llu bytes, %llu first",
+                 (unsigned long long)bytes, (unsigned long long)cut, count,
+                 (unsigned long long)stride, (unsigned long long)blocks[0]);
+    lli_plan_fini(&plan);
+}
+
+static void
+test_a_slot_goes_into_every_small_list_of_blocks(void **state)
+{
+    enum { BLOCKS = 4, LENGTH = 4, STRIDE = 3 };
+    (void)state;
+    for (size_t count = 1; count <= LENGTH; count++) {
+        for (unsigned i = 0; i < power(BLOCKS, count); i++) {
+            uint64_t blocks[LENGTH] = {0};
+            digits(i, BLOCKS, blocks, count);
+            // Whole blocks, a shorter last piece, blocks that stay empty.
+            for (uint64_t bytes = 1; bytes <= count * STRIDE; bytes++)
+                check_scatter(blocks, count, STRIDE, bytes, UINT64_MAX);
+        }
+    }
+}
+
+static void
+test_a_plan_is_cut_at_any_byte(void **state)
+{
+    enum { LENGTH = 4, STRIDE = 3 };
+    static const uint64_t samples[][LENGTH] = {
+        {0, 1, 2, 3}, {3, 2, 1, 0}, {2, 3, 0, 1}, {5, 5, 6, 9}};
+    (void)state;
+    for (size_t i = 0; i < LLI_COUNT(samples); i++) {
+        for (uint64_t cut = 0; cut <= LENGTH * STRIDE + 1; cut++)
+            check_scatter(samples[i], LENGTH, STRIDE, LENGTH * STRIDE, cut);
+    }
+    struct lli_plan plan;
+    assert_true(lli_plan_slot(&plan, 3, 5, 7, 100) == LLM_SUCCESS);
+    lli_plan_truncate(&plan, 40);
+    assert_int_equal(plan.total_bytes, 120);
+    assert_int_equal(plan.runs[0].bytes, 40);
+    lli_plan_fini(&plan);
+}
+
 // ---- too much ----
 
 static void
@@ -380,6 +440,8 @@ test_a_stream_longer_than_64_bits_is_rejected(void **state)
     assert_null(plan.runs);
     assert_true(lli_plan_slot(&plan, UINT64_MAX, 0, 0, 2) == LLM_PARAM_INVALID);
     assert_true(lli_plan_blocks(&plan, 4, &block, &block, 1, UINT64_C(1) << 62) ==
+                LLM_PARAM_INVALID);
+    assert_true(lli_plan_scatter(&plan, 4, 0, &block, 1, UINT64_C(1) << 62, UINT64_C(1) << 62) ==
                 LLM_PARAM_INVALID);
     assert_true(lli_plan_side(&plan, 1, runs, 2, 2) == LLM_PARAM_INVALID);
     assert_true(lli_plan_side(&plan, 2, runs, 2, 1) == LLM_PARAM_INVALID);
@@ -404,6 +466,8 @@ test_without_memory_there_is_no_plan(void **state)
     assert_true(lli_plan_slot(&plan, 1, 0, 0, 1) == LLM_OUT_OF_MEMORY);
     lli_mem_fail_after(1);
     assert_true(lli_plan_blocks(&plan, 1, blocks, blocks, 3, 1) == LLM_OUT_OF_MEMORY);
+    lli_mem_fail_after(1);
+    assert_true(lli_plan_scatter(&plan, 1, 0, blocks, 3, 1, 3) == LLM_OUT_OF_MEMORY);
     lli_mem_fail_after(1);
     assert_true(lli_plan_side(&plan, 1, &run, 1, 1) == LLM_OUT_OF_MEMORY);
     lli_mem_fail_after(1);
@@ -448,6 +512,8 @@ main(void)
         cmocka_unit_test(test_every_small_pair_of_lists_of_runs),
         cmocka_unit_test(test_each_side_alone_sees_the_same_stream),
         cmocka_unit_test(test_merging_keeps_every_small_list),
+        cmocka_unit_test(test_a_slot_goes_into_every_small_list_of_blocks),
+        cmocka_unit_test(test_a_plan_is_cut_at_any_byte),
         cmocka_unit_test(test_a_stream_longer_than_64_bits_is_rejected),
         cmocka_unit_test(test_without_memory_there_is_no_plan),
         cmocka_unit_test(test_a_plan_that_cannot_shrink_is_as_good),
