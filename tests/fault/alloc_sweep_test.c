@@ -376,6 +376,7 @@ struct pair {
     struct instance decoder;
     struct cache prompt_cache;
     struct cache decoder_cache;
+    uint64_t lease; // on the prompt's cache, or 0
     struct sweep sweep;
 };
 
@@ -719,10 +720,36 @@ assert_rest_untouched(const struct pair *pair, enum kind kind)
 
 static const char note[] = "from the other end";
 
+// What a transfer has besides.
+enum extra {
+    EXTRA_NONE,
+    EXTRA_NOTE,  // a notification
+    EXTRA_NAMES, // a key, a lease that it releases, and progress, so that the peer is asked and told
+};
+
+static const llm_cache_key blocks_key = {.struct_size = sizeof(blocks_key), .kind = LLM_KEY_BLOCKS};
+static const llm_cache_key slot_key = {
+    .struct_size = sizeof(slot_key), .kind = LLM_KEY_REQUEST, .id = 7};
+
+static void
+open_names(struct pair *pair)
+{
+    const llm_cache_key keys[] = {{.struct_size = sizeof(keys[0])}, slot_key};
+    llm_lease_desc lease = {
+        .struct_size = sizeof(lease), .cache_id = pair->prompt_cache.id, .duration_ms = 3600000};
+    llm_datadist *prompt = pair->prompt.dd;
+    assert_true(llm_bind_cache_keys(prompt, pair->prompt_cache.id, keys, 2) == LLM_SUCCESS);
+    assert_true(llm_bind_cache_keys(prompt, pair->prompt_cache.id, &blocks_key, 1) == LLM_SUCCESS);
+    assert_true(llm_bind_cache_keys(pair->decoder.dd, pair->decoder_cache.id, &blocks_key, 1) ==
+                LLM_SUCCESS);
+    assert_true(llm_lease_open(prompt, &lease, &pair->lease) == LLM_SUCCESS);
+}
+
 // Runs a transfer to its end.
 static llm_status
-transfer(struct pair *pair, enum kind kind, bool notify)
+transfer(struct pair *pair, enum kind kind, enum extra extra)
 {
+    llm_progress progress = {.struct_size = sizeof(progress)};
     llm_kv_cache_ext_param param = LLM_KV_CACHE_EXT_PARAM_INIT;
     llm_datadist *dd = is_push(kind) ? pair->prompt.dd : pair->decoder.dd;
     llm_cache local = {
@@ -738,12 +765,22 @@ transfer(struct pair *pair, enum kind kind, bool notify)
     const size_t count = LLI_COUNT(from_blocks);
     uint64_t id = UINT64_MAX;
     llm_status status = LLM_FAILED;
-    if (notify) {
+    if (extra == EXTRA_NOTE) {
         param.notification = note;
         param.notification_bytes = sizeof(note);
     }
     if (!is_blocks(kind))
         remote.batch_index = is_push(kind) ? 2 : 1;
+    if (extra == EXTRA_NAMES) {
+        param.progress = &progress;
+        param.keep_key = 1;
+        param.release_lease = !is_push(kind);
+        remote.generation = is_push(kind) ? 0 : pair->lease;
+        if (is_blocks(kind))
+            remote.key = &blocks_key;
+        else if (!is_push(kind))
+            remote.key = &slot_key;
+    }
     switch (kind) {
     case PULL_CACHE:
         return llm_pull_kv_cache(dd, &remote, &local, 2, -1, &param);
@@ -807,14 +844,14 @@ links_are_ready(const struct pair *pair)
 
 // Repeats a transfer with memory, over a new link if the old one broke.
 static void
-retry(struct pair *pair, enum kind kind, bool notify)
+retry(struct pair *pair, enum kind kind, enum extra extra)
 {
     llm_status status = LLM_FAILED;
     for (int attempt = 0; attempt < 2 && status != LLM_SUCCESS; attempt++) {
         // A link that breaks at one end is noticed at the other a moment later.
         if (attempt > 0 || !links_are_ready(pair))
             relink(pair);
-        status = transfer(pair, kind, notify);
+        status = transfer(pair, kind, extra);
     }
     if (status != LLM_SUCCESS)
         fail_msg("%s, after allocation %llu: can't be repeated: %s", kind_names[kind],
@@ -824,19 +861,21 @@ retry(struct pair *pair, enum kind kind, bool notify)
 }
 
 static void
-sweep_transfer(const char *transport, enum kind kind, bool registered, bool notify)
+sweep_transfer(const char *transport, enum kind kind, bool registered, enum extra extra)
 {
     struct pair pair;
     unsigned num_strays = 0;
     size_t descriptors = num_descriptors();
     open_pair(&pair, transport, 1, registered);
+    if (extra == EXTRA_NAMES)
+        open_names(&pair);
     relink(&pair);
     for (;;) {
         fill_caches(&pair);
         (void)take_notifications(&pair, kind);
         arm(&pair.sweep);
         uint64_t start = lli_now_ns();
-        llm_status status = transfer(&pair, kind, notify);
+        llm_status status = transfer(&pair, kind, extra);
         uint64_t end = lli_now_ns();
         bool struck = disarm(&pair.sweep);
         if (status == LLM_SUCCESS) {
@@ -869,7 +908,7 @@ sweep_transfer(const char *transport, enum kind kind, bool registered, bool noti
             for (size_t i = 0; i < TENSOR_BYTES; i++)
                 assert_int_equal(((uint8_t *)pair.decoder_cache.addresses[t])[i], 0xcc);
         }
-        retry(&pair, kind, notify);
+        retry(&pair, kind, extra);
         assert_int_equal(pair.prompt.dd->registry.num_caches, 1);
         assert_int_equal(pair.decoder.dd->registry.num_caches, 1);
     }
@@ -882,7 +921,7 @@ static void
 sweep_all_transfers(const char *transport, bool registered)
 {
     for (unsigned kind = 0; kind < NUM_KINDS; kind++)
-        sweep_transfer(transport, (enum kind)kind, registered, false);
+        sweep_transfer(transport, (enum kind)kind, registered, EXTRA_NONE);
 }
 
 static void
@@ -919,9 +958,95 @@ test_transfers_with_notifications(void **state)
 {
     (void)state;
     for (unsigned kind = 0; kind < NUM_KINDS; kind++) {
-        sweep_transfer("local", (enum kind)kind, false, true);
-        sweep_transfer("tcp", (enum kind)kind, false, true);
+        sweep_transfer("local", (enum kind)kind, false, EXTRA_NOTE);
+        sweep_transfer("tcp", (enum kind)kind, false, EXTRA_NOTE);
     }
+}
+
+static void
+test_transfers_by_key_and_under_a_lease(void **state)
+{
+    (void)state;
+    for (unsigned kind = 0; kind < NUM_KINDS; kind++) {
+        sweep_transfer("local", (enum kind)kind, false, EXTRA_NAMES);
+        sweep_transfer("tcp", (enum kind)kind, false, EXTRA_NAMES);
+    }
+}
+
+// ---- keys, leases, questions ----
+
+static void
+test_binding_keys_and_opening_leases(void **state)
+{
+    struct instance instance;
+    struct sweep sweep = {.instances = {&instance}};
+    (void)state;
+    open_instance(&instance, 1, LLM_ROLE_PROMPT, 1, NULL);
+    struct cache cache = open_cache(&instance, false);
+    llm_lease_desc lease = {
+        .struct_size = sizeof(lease), .cache_id = cache.id, .duration_ms = 3600000};
+    for (;;) {
+        const llm_cache_key keys[] = {slot_key, {.struct_size = sizeof(keys[0])}, slot_key};
+        uint64_t generation = UNWRITTEN;
+        arm(&sweep);
+        llm_status bound = llm_bind_cache_keys(instance.dd, cache.id, keys, 3);
+        llm_status opened = llm_lease_open(instance.dd, &lease, &generation);
+        bool struck = disarm(&sweep);
+        if (bound != LLM_SUCCESS || opened != LLM_SUCCESS)
+            assert_explained(&sweep);
+        if (bound != LLM_SUCCESS)
+            assert_status(&sweep, bound, LLM_OUT_OF_MEMORY);
+        assert_true(llm_remove_cache_key(instance.dd, &slot_key) == LLM_SUCCESS);
+        if (opened == LLM_SUCCESS) {
+            assert_true(llm_lease_close(instance.dd, generation) == LLM_SUCCESS);
+        } else {
+            assert_status(&sweep, opened, LLM_OUT_OF_MEMORY);
+            assert_int_equal(generation, UNWRITTEN);
+        }
+        if (!struck)
+            break;
+    }
+    assert_true(sweep.num_struck >= 3);
+    llm_destroy(instance.dd);
+}
+
+static void
+sweep_query(const char *transport)
+{
+    struct pair pair;
+    open_pair(&pair, transport, 1, false);
+    relink(&pair);
+    for (;;) {
+        llm_cache_index index = {
+            .struct_size = sizeof(index),
+            .cluster_id = PROMPT,
+            .cache_id = pair.prompt_cache.id,
+        };
+        llm_cache_info info = {.struct_size = sizeof(info), .cache_id = UNWRITTEN};
+        arm(&pair.sweep);
+        llm_status status = llm_query_cache(pair.decoder.dd, &index, &info);
+        bool struck = disarm(&pair.sweep);
+        if (status == LLM_SUCCESS) {
+            assert_int_equal(info.num_slots, NUM_SLOTS);
+        } else {
+            assert_status(&pair.sweep, status, LLM_OUT_OF_MEMORY, LLM_FAILED);
+            assert_explained(&pair.sweep);
+            assert_int_equal(info.cache_id, UNWRITTEN);
+        }
+        if (!struck)
+            break;
+        if (!links_are_ready(&pair))
+            relink(&pair);
+    }
+    close_pair(&pair);
+}
+
+static void
+test_queries(void **state)
+{
+    (void)state;
+    sweep_query("local");
+    sweep_query("tcp");
 }
 
 // ---- local copies ----
@@ -1033,6 +1158,9 @@ main(void)
         TEST(test_transfers_over_tcp),
         TEST(test_transfers_of_registered_memory),
         TEST(test_transfers_with_notifications),
+        TEST(test_transfers_by_key_and_under_a_lease),
+        TEST(test_binding_keys_and_opening_leases),
+        TEST(test_queries),
         TEST(test_local_copies),
         TEST(test_finalize_needs_no_memory),
     };

@@ -561,6 +561,213 @@ test_links_replaced(void **state)
         raw_link_close(&links[i]);
 }
 
+// ---- keys, addresses, positions ----
+
+static void
+make_question(struct raw_message *message, enum lli_message_type type,
+              const struct lli_request *request)
+{
+    uint8_t body[4096];
+    struct lli_writer w;
+    lli_writer_init(&w, body, sizeof(body));
+    lli_request_write(&w, request);
+    assert_false(w.failed);
+    raw_make(message, type, 7, 0, body, w.size);
+}
+
+// What it answers; UINT32_MAX: with the end of the link.
+static llm_status
+ask(const struct raw_link *link, enum lli_message_type type, const struct lli_request *request)
+{
+    struct raw_message message;
+    make_question(&message, type, request);
+    assert_true(raw_send(link->control, message.bytes, message.size));
+    return raw_hear_status(link->control, LLI_ANSWER, 7);
+}
+
+static void
+test_questions_about_what_is_not_there(void **state)
+{
+    (void)state;
+    static const struct lli_key keys[] = {{LLM_KEY_REQUEST, 1, 0},
+                                          {LLM_KEY_PREFIX, UINT64_MAX, UINT64_MAX},
+                                          {LLM_KEY_BLOCKS, 0, 0},
+                                          {LLM_KEY_NONE, 0, 0}};
+    static const uint64_t slots[] = {0, SLOTS, UINT64_MAX};
+    struct raw_link link;
+    raw_link_open(&link, ports[0], RAW_STRANGER);
+    for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++) {
+        struct lli_request request = {.by = LLI_BY_KEY, .key = keys[i], .num_tensors = UINT32_MAX};
+        assert_int_equal(ask(&link, LLI_QUERY, &request), LLM_KV_CACHE_NOT_EXIST);
+        // Nor can it be taken by somebody who never pulled it.
+        assert_int_equal(ask(&link, LLI_DONE, &request), LLM_KV_CACHE_NOT_EXIST);
+        request.generation = 2;
+        assert_int_equal(ask(&link, LLI_QUERY, &request), LLM_CACHE_STALE);
+        request.release_lease = true;
+        request.token = UINT64_MAX;
+        assert_int_equal(ask(&link, LLI_DONE, &request), LLM_KV_CACHE_NOT_EXIST);
+    }
+    for (size_t i = 0; i < sizeof(slots) / sizeof(slots[0]); i++) {
+        struct lli_request request = {
+            .cache_id = source,
+            .slot = slots[i],
+            .first_tensor = UINT32_MAX,
+            .num_tensors = UINT32_MAX,
+            .token = 4711,
+        };
+        assert_int_equal(ask(&link, LLI_QUERY, &request), LLM_SUCCESS);
+        assert_int_equal(ask(&link, LLI_DONE, &request), LLM_SUCCESS);
+        request.cache_id = INT64_MIN;
+        assert_int_equal(ask(&link, LLI_QUERY, &request), LLM_KV_CACHE_NOT_EXIST);
+        assert_int_equal(ask(&link, LLI_DONE, &request), LLM_SUCCESS);
+    }
+    raw_link_close(&link);
+}
+
+// Cut off anywhere, and with kinds that don't exist.
+static void
+test_malformed_questions(void **state)
+{
+    (void)state;
+    static const enum lli_message_type types[] = {LLI_QUERY, LLI_DONE};
+    struct lli_request request = {.by = LLI_BY_KEY, .key = {LLM_KEY_REQUEST, 1, 2}};
+    for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
+        struct raw_message message;
+        struct raw_link link;
+        make_question(&message, types[i], &request);
+        for (size_t size = LLI_MESSAGE_HEADER_BYTES; size < message.size; size += 5) {
+            struct raw_message shorter = message;
+            uint32_t body_bytes = (uint32_t)(size - LLI_MESSAGE_HEADER_BYTES);
+            memcpy(shorter.bytes + 8, &body_bytes, 4);
+            raw_link_open(&link, ports[0], RAW_STRANGER);
+            assert_true(raw_send(link.control, shorter.bytes, size));
+            raw_expect_closed(link.control);
+            close(link.data);
+        }
+        for (uint32_t wrong = LLM_KEY_BLOCKS + 1; wrong != 0; wrong <<= 1) {
+            struct lli_request bad = request;
+            bad.key.kind = wrong;
+            raw_link_open(&link, ports[0], RAW_STRANGER);
+            assert_int_equal(ask(&link, types[i], &bad), UINT32_MAX);
+            raw_link_close(&link);
+        }
+        struct lli_request bad = request;
+        bad.by = (enum lli_request_by)3;
+        raw_link_open(&link, ports[0], RAW_STRANGER);
+        assert_int_equal(ask(&link, types[i], &bad), UINT32_MAX);
+        raw_link_close(&link);
+    }
+}
+
+static void
+test_answers_to_questions_never_asked(void **state)
+{
+    (void)state;
+    uint8_t body[512];
+    struct lli_writer w;
+    struct raw_link link;
+    struct lli_outcome outcome = {.status = LLM_SUCCESS, .text = ""};
+    struct lli_answer answer = {.num_tensors = UINT32_MAX, .stride = UINT64_MAX};
+    raw_link_open(&link, ports[0], RAW_STRANGER);
+    lli_writer_init(&w, body, sizeof(body));
+    lli_outcome_write(&w, &outcome);
+    size_t outcome_bytes = w.size;
+    lli_answer_write(&w, &answer);
+    for (uint64_t id = 0; id < 20; id++)
+        assert_true(raw_say(link.control, LLI_ANSWER, id, body, w.size));
+    // Still a link.
+    struct lli_request request = {.cache_id = source};
+    assert_int_equal(ask(&link, LLI_QUERY, &request), LLM_SUCCESS);
+    // Half an answer isn't one.
+    assert_true(raw_say(link.control, LLI_ANSWER, 3, body, outcome_bytes + 9));
+    raw_expect_closed(link.control);
+    close(link.data);
+}
+
+static void
+test_addresses_out_of_range(void **state)
+{
+    (void)state;
+    static const uint64_t wrong[] = {0, 1, 4096, UINT64_MAX, UINT64_C(1) << 63};
+    uint64_t addresses[TENSORS];
+    struct lli_block_run runs[] = {{0, 1}};
+    for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
+        for (size_t k = 0; k < TENSORS; k++)
+            addresses[k] = wrong[i];
+        struct lli_request request = good_request(true, runs, 1);
+        request.by = LLI_BY_ADDRESS;
+        request.addresses = addresses;
+        expect_request_refused(&request);
+        request.stride = UINT64_MAX;
+        expect_request_refused(&request);
+        request.kind = LLI_REQUEST_SLOT;
+        request.num_runs = 0;
+        request.bytes = UINT64_MAX;
+        expect_request_refused(&request);
+        request.bytes = 0;
+        expect_request_refused(&request);
+        // Nobody pulls from addresses.
+        request.push = false;
+        expect_request_refused(&request);
+    }
+}
+
+// So many addresses as there aren't bytes for.
+static void
+test_more_addresses_than_were_sent(void **state)
+{
+    (void)state;
+    static const uint32_t counts[] = {0, TENSORS + 1, 1 << 20, 0x80000000, UINT32_MAX};
+    uint64_t addresses[TENSORS] = {0};
+    struct lli_request request = {
+        .push = true, .by = LLI_BY_ADDRESS, .addresses = addresses, .num_tensors = TENSORS};
+    enum { NUM_TENSORS_AT = LLI_MESSAGE_HEADER_BYTES + 20 };
+    for (size_t i = 0; i < sizeof(counts) / sizeof(counts[0]); i++) {
+        struct raw_message message;
+        struct raw_link link;
+        raw_make_request(&message, 7, &request);
+        uint32_t sent;
+        memcpy(&sent, message.bytes + NUM_TENSORS_AT, 4);
+        assert_int_equal(sent, TENSORS);
+        memcpy(message.bytes + NUM_TENSORS_AT, &counts[i], 4);
+        raw_link_open(&link, ports[0], RAW_STRANGER);
+        assert_true(raw_send(link.control, message.bytes, message.size));
+        raw_expect_closed(link.control);
+        close(link.data);
+    }
+}
+
+static void
+test_positions_beyond_the_end(void **state)
+{
+    (void)state;
+    static const uint64_t beyond[] = {(uint64_t)TENSORS * SLOTS * STRIDE + 1, UINT64_MAX,
+                                      UINT64_C(1) << 63};
+    struct lli_block_run runs[] = {{0, SLOTS}};
+    for (size_t i = 0; i < sizeof(beyond) / sizeof(beyond[0]); i++) {
+        for (int push = 0; push <= 1; push++) {
+            struct lli_request request = good_request(push, runs, 1);
+            request.start_position = beyond[i];
+            expect_request_refused(&request);
+        }
+        struct lli_request slot = {.cache_id = source, .num_tensors = TENSORS, .bytes = 1};
+        slot.offset = beyond[i];
+        expect_request_refused(&slot);
+    }
+    // At the end nothing is left to do.
+    struct raw_link link;
+    struct raw_message message;
+    raw_link_open(&link, ports[0], RAW_STRANGER);
+    for (int push = 0; push <= 1; push++) {
+        struct lli_request request = good_request(push, runs, 1);
+        request.start_position = beyond[0] - 1;
+        raw_make_request(&message, 9, &request);
+        assert_true(raw_send(link.control, message.bytes, message.size));
+        assert_int_equal(raw_hear_status(link.control, LLI_RESULT, 9), LLM_SUCCESS);
+    }
+    raw_link_close(&link);
+}
+
 // ---- memory files ----
 
 // Begins a link and learns where memory files are exchanged.
@@ -711,6 +918,12 @@ main(int argc, char **argv)
         TEST(test_data_beyond_the_end),
         TEST(test_flood_of_requests),
         TEST(test_links_replaced),
+        TEST(test_questions_about_what_is_not_there),
+        TEST(test_malformed_questions),
+        TEST(test_answers_to_questions_never_asked),
+        TEST(test_addresses_out_of_range),
+        TEST(test_more_addresses_than_were_sent),
+        TEST(test_positions_beyond_the_end),
         TEST(test_memory_files),
         TEST(test_silence),
     };

@@ -2,13 +2,15 @@
 // peer's pools, or to nothing.
 //
 // Input: words of 64 bits; first an id, then the fields of the entry where the id is looked for, then
-// addresses.  A word too few counts as zero.
+// addresses.  A word too few counts as zero.  If the second word says so, the words of a key and of a
+// lease come before the addresses, and the cache is pulled by that key under that lease.
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
 #include "base/log.h"
 #include "cache/segment.h"
+#include "transfer/source.h"
 #include "transport/view.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -65,6 +67,68 @@ check_addresses(const struct lli_view *view, const struct lli_remote_cache *cach
     }
 }
 
+// A pull by key, perhaps under a lease: what it may read lies in the pools.
+static void
+check_source(struct lli_view *view, const struct lli_request *request)
+{
+    struct lli_link link = {.view = view};
+    struct lli_source_cache source;
+    char why[LLI_REASON_BYTES];
+    uintptr_t tensors[DEVICES * TENSORS_MAX];
+    if (lli_source_open(&link, request, &source, why, sizeof(why)) != LLM_SUCCESS)
+        return;
+    const struct lli_geometry *geometry = &source.remote.geometry;
+    MUST(source.slot < geometry->num_slots);
+    MUST(request->offset + request->bytes <= geometry->stride);
+    MUST(source.lease == 0 || source.lease == request->generation);
+    if (lli_view_resolve(view, &source.remote, request->first_tensor, request->num_tensors,
+                         tensors)) {
+        uint64_t end = source.slot * geometry->stride + request->offset + request->bytes;
+        for (size_t i = 0; i < (size_t)DEVICES * request->num_tensors; i++) {
+            const struct lli_view_pool *pool = &view->pools[i / request->num_tensors];
+            MUST(tensors[i] - (uintptr_t)pool->base + end <= pool->bytes);
+        }
+    }
+    (void)lli_source_close(&source, 0, why, sizeof(why));
+}
+
+// The tables of keys and leases lie too.
+static void
+try_names(struct lli_view *view, uint32_t entry, uint32_t first_tensor, uint32_t num_tensors,
+          const uint8_t **data, size_t *size)
+{
+    struct lli_segment_layout *segment = (struct lli_segment_layout *)(uintptr_t)view->segment;
+    struct lli_request request = {
+        .kind = LLI_REQUEST_SLOT,
+        .by = LLI_BY_KEY,
+        .key = {.kind = (uint32_t)take_word(data, size), .id = take_word(data, size)},
+        .first_tensor = first_tensor,
+        .num_tensors = num_tensors,
+    };
+    struct lli_key_entry *key =
+        &segment->keys[(lli_key_hash(&request.key) + take_word(data, size)) % LLI_NUM_KEY_ENTRIES];
+    uint64_t at = take_word(data, size);
+    uint64_t generation = take_word(data, size);
+    key->stamp = 1;
+    key->kind = request.key.kind;
+    key->id = request.key.id;
+    key->entry = at == 0 ? entry : at;
+    key->generation = generation == 0 ? segment->entries[entry].generation : generation;
+    key->slot = take_word(data, size);
+    request.offset = take_word(data, size);
+    request.bytes = take_word(data, size);
+    request.generation = take_word(data, size);
+    struct lli_lease_entry *lease =
+        &segment->leases[request.generation / 2 % LLI_NUM_LEASE_ENTRIES];
+    lease->lease = request.generation;
+    lease->generation = segment->entries[entry].generation;
+    lease->first_slot = take_word(data, size);
+    lease->num_slots = take_word(data, size);
+    check_source(view, &request);
+    memset((void *)key, 0, sizeof(*key));
+    memset((void *)lease, 0, sizeof(*lease));
+}
+
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
@@ -74,7 +138,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct lli_view view = {.segment = segment, .num_devices = DEVICES, .pools = view_pools};
     struct lli_remote_cache cache;
     int64_t id = (int64_t)take_word(&data, &size);
-    uint32_t probe = (uint32_t)(take_word(&data, &size) % (LLI_ENTRY_PROBES + 1));
+    uint64_t second = take_word(&data, &size);
+    uint32_t probe = (uint32_t)(second % (LLI_ENTRY_PROBES + 1));
     struct lli_entry *entry = &segment->entries[((uint64_t)id + probe) % LLI_NUM_ENTRIES];
     llm_set_log_level(LLM_LOG_OFF);
 
@@ -88,6 +153,9 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     entry->flags = take_word(&data, &size) & ~LLI_ENTRY_REGISTERED; // those aren't in the pools
     uint32_t first_tensor = (uint32_t)take_word(&data, &size);
     uint32_t num_tensors = (uint32_t)(take_word(&data, &size) % (TENSORS_MAX + 1));
+    if (second / (LLI_ENTRY_PROBES + 1) % 2 == 1)
+        try_names(&view, (uint32_t)(entry - segment->entries), first_tensor, num_tensors, &data,
+                  &size);
     uint64_t first = entry->first_address;
     uint64_t num_addresses = 0;
     for (; size > 0 && first < LLI_NUM_ADDRESSES && num_addresses < LLI_NUM_ADDRESSES - first;

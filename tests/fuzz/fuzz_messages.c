@@ -1,8 +1,8 @@
 // Whatever a peer sends gives a message within its bounds, or none; and a request that passes the
 // check of a cache leads to places inside that cache and nowhere else.
 //
-// Input: a letter that says what follows: H header, I hello, R hello reply, C choose, O outcome; P or
-// U a pull or push, with a digit for the cache that it's checked against.
+// Input: a letter that says what follows: H header, I hello, R hello reply, C choose, O outcome, A
+// answer; P or U a pull or push (what QUERY and DONE say reads as a pull), with a digit for the cache that it's checked against.
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -60,6 +60,7 @@ try_message(char kind, const uint8_t *data, size_t size)
     struct lli_hello_reply reply;
     struct lli_choose choose;
     struct lli_outcome outcome;
+    struct lli_answer answer;
     memset(&hello, 0, sizeof(hello));
     memset(&reply, 0, sizeof(reply));
     memset(&choose, 0, sizeof(choose));
@@ -76,6 +77,8 @@ try_message(char kind, const uint8_t *data, size_t size)
     } else if (kind == 'O' && lli_outcome_read(&r, &outcome)) {
         MUST(is_closed(outcome.text, sizeof(outcome.text)));
         SAME_AGAIN(outcome, outcome);
+    } else if (kind == 'A' && lli_answer_read(&r, &answer)) {
+        SAME_AGAIN(answer, answer);
     }
     MUST(r.position <= r.size);
 }
@@ -144,6 +147,23 @@ check_written_again(const struct lli_request *request)
     free(bytes);
 }
 
+// Whatever it names can be said, and lies in a lease or doesn't.
+static void
+check_names(const struct lli_request *request)
+{
+    char text[96];
+    struct lli_lease_range range = {.first_slot = 2, .num_slots = 3};
+    lli_request_describe(request, text, sizeof(text));
+    MUST(is_closed(text, sizeof(text)));
+    if (request->kind == LLI_REQUEST_SLOT && lli_request_is_within(request, &range))
+        MUST(request->slot >= 2 && request->slot < 5);
+    for (size_t i = 0; i < request->num_runs && lli_request_is_within(request, &range); i++)
+        MUST(request->runs[i].first >= 2 && request->runs[i].first < 5 &&
+             request->runs[i].count <= 5 - request->runs[i].first);
+    if (request->by == LLI_BY_ADDRESS)
+        MUST(request->num_tensors > 0 && request->addresses != NULL);
+}
+
 static void
 try_request(bool push, const uint8_t *data, size_t size)
 {
@@ -158,6 +178,7 @@ try_request(bool push, const uint8_t *data, size_t size)
     if (!lli_request_read(&r, push, &request))
         return;
     check_written_again(&request);
+    check_names(&request);
     llm_status status = lli_request_check(&request, geometry, why, sizeof(why));
     MUST((status == LLM_SUCCESS) == (why[0] == '\0'));
     if (status == LLM_SUCCESS &&
