@@ -63,6 +63,7 @@ lli_link_new(struct lli_node *node, const struct lli_identity *peer)
     lli_list_init(&link->serves);
     lli_list_init(&link->asks);
     lli_stream_init(&link->stream, node->lanes, link, on_stream_failed);
+    link->stream.checked = link->checksum;
     if (!lli_events_prepare(link) || link->local_ips == NULL || link->remote_ips == NULL ||
         link->devices == NULL) {
         lli_link_put(link);

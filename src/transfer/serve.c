@@ -97,7 +97,12 @@ stream_done(struct lli_stream_job *job)
 {
     struct serve *serve = LLI_CONTAINER_OF(job, struct serve, job);
     serve->in_stream = false;
-    if (serve->request.push)
+    char why[LLI_REASON_BYTES];
+    if (job->is_corrupt)
+        finish(serve,
+               lli_source_describe_mismatch(&serve->plan, job->corrupt_position, why, sizeof(why)),
+               why);
+    else if (serve->request.push)
         finish(serve, LLM_SUCCESS, "");
     else
         // The puller counts the bytes itself.

@@ -178,12 +178,26 @@ tell_owner_and_end(struct transfer *t)
     lli_ask_send(t->link, &t->ask, LLI_DONE, &done);
 }
 
+// The peer needn't send the rest.
+static void
+end_corrupt(struct transfer *t)
+{
+    char why[LLI_REASON_BYTES];
+    lli_link_send(t->link, LLI_CANCEL, t->id, NULL, 0);
+    note_progress(t, lli_stream_arrived(&t->link->stream, &t->job));
+    llm_status status =
+        lli_source_describe_mismatch(&t->plan, t->job.corrupt_position, why, sizeof(why));
+    end(t, status, why);
+}
+
 static void
 stream_done(struct lli_stream_job *job)
 {
     struct transfer *t = LLI_CONTAINER_OF(job, struct transfer, job);
     t->in_stream = false;
-    if (!t->push) {
+    if (t->job.is_corrupt) {
+        end_corrupt(t);
+    } else if (!t->push) {
         t->slot_has_request |= (t->job.flags & LLI_FLAG_TELL_WHEN_DONE) != 0;
         tell_owner_and_end(t);
     } else if (t->leaving)

@@ -171,6 +171,7 @@ take_frame_locked(struct lli_stream_conn *conn)
     };
     lli_message_header_write(conn->out_head, &header);
     conn->out_head_sent = 0;
+    conn->out_sums_bytes = conn->out_sums_sent = 0;
     conn->out_job = job;
     conn->out_position = job->position;
     conn->out_left = bytes;
@@ -179,6 +180,17 @@ take_frame_locked(struct lli_stream_conn *conn)
     lli_list_remove(&job->node);
     if (job->position < job->plan->total_bytes)
         lli_list_append(&stream->sending, &job->node);
+}
+
+// The memory is the sender's while the frame is under way.
+static void
+sum_frame(struct lli_stream_conn *conn)
+{
+    const struct lli_stream_job *job = conn->out_job;
+    conn->out_sums_bytes = lli_cells_count(conn->out_position, conn->out_left) * LLI_CELL_SUM_BYTES;
+    lli_cells_sum(job->plan, job->tensors, true, conn->out_position, conn->out_left,
+                  conn->out_sums);
+    lli_message_seal(conn->out_head, NULL, 0);
 }
 
 // False if nobody has anything to send: then the connection waits to be woken up.
@@ -193,6 +205,8 @@ begin_frame(struct lli_stream_conn *conn)
     else
         lli_loop_change(conn->loop, &conn->source, EPOLLIN);
     pthread_mutex_unlock(&stream->lock);
+    if (has_more && stream->checked)
+        sum_frame(conn);
     return has_more;
 }
 
@@ -210,28 +224,43 @@ end_frame(struct lli_stream_conn *conn)
     tell_finished(conn);
 }
 
+static struct iovec
+rest_of(uint8_t *bytes, size_t num_bytes, size_t done)
+{
+    return (struct iovec){.iov_base = bytes + done, .iov_len = num_bytes - done};
+}
+
+static bool
+has_left(const struct lli_stream_conn *conn)
+{
+    return conn->out_left == 0 && conn->out_head_sent == sizeof(conn->out_head) &&
+           conn->out_sums_sent == conn->out_sums_bytes;
+}
+
 // One system call's worth of the current frame; -1 with errno, or the bytes sent.
 static ssize_t
 send_some(struct lli_stream_conn *conn)
 {
-    struct iovec pieces[1 + PIECES_PER_CALL];
-    size_t num_heads = 0;
+    struct iovec pieces[2 + PIECES_PER_CALL];
     size_t num_pieces = 0;
+    size_t num_data = 0;
     if (conn->out_head_sent < sizeof(conn->out_head))
-        pieces[num_heads++] = (struct iovec){
-            .iov_base = conn->out_head + conn->out_head_sent,
-            .iov_len = sizeof(conn->out_head) - conn->out_head_sent,
-        };
-    (void)gather(conn->out_job, conn->out_position, conn->out_left, pieces + num_heads,
-                 PIECES_PER_CALL, &num_pieces);
-    struct msghdr message = {.msg_iov = pieces, .msg_iovlen = num_heads + num_pieces};
+        pieces[num_pieces++] = rest_of(conn->out_head, sizeof(conn->out_head), conn->out_head_sent);
+    uint64_t gathered = gather(conn->out_job, conn->out_position, conn->out_left,
+                               pieces + num_pieces, PIECES_PER_CALL, &num_data);
+    num_pieces += num_data;
+    if (gathered == conn->out_left && conn->out_sums_sent < conn->out_sums_bytes)
+        pieces[num_pieces++] = rest_of(conn->out_sums, conn->out_sums_bytes, conn->out_sums_sent);
+    struct msghdr message = {.msg_iov = pieces, .msg_iovlen = num_pieces};
     ssize_t sent = sendmsg(conn->source.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (sent <= 0)
         return sent;
     uint64_t head_bytes = lli_min((uint64_t)sent, sizeof(conn->out_head) - conn->out_head_sent);
+    uint64_t data_bytes = lli_min((uint64_t)sent - head_bytes, conn->out_left);
     conn->out_head_sent += head_bytes;
-    conn->out_position += (uint64_t)sent - head_bytes;
-    conn->out_left -= (uint64_t)sent - head_bytes;
+    conn->out_position += data_bytes;
+    conn->out_left -= data_bytes;
+    conn->out_sums_sent += (uint64_t)sent - head_bytes - data_bytes;
     return sent;
 }
 
@@ -255,7 +284,7 @@ send_turn(struct lli_stream_conn *conn)
         ssize_t sent = send_some(conn);
         if (sent >= 0) {
             turn_bytes += (uint64_t)sent;
-            if (conn->out_left == 0 && conn->out_head_sent == sizeof(conn->out_head))
+            if (has_left(conn))
                 end_frame(conn);
         } else if (errno == EAGAIN) {
             break;
@@ -372,6 +401,9 @@ begin_body(struct lli_stream_conn *conn)
     struct lli_message_header header;
     const char *wrong = lli_message_header_read(conn->in_head, &header);
     conn->in_head_got = 0;
+    if (wrong == NULL && ((stream->checked && (header.flags & LLI_FLAG_SEALED) == 0) ||
+                          !lli_message_is_intact(conn->in_head, NULL, 0)))
+        wrong = "the header of a frame has arrived with another checksum than it was sent with";
     if (wrong == NULL && (header.type != LLI_DATA || header.body_bytes > LLI_DATA_BODY_BYTES_MAX))
         wrong = "it sent something else than data on a data connection";
     if (wrong == NULL) {
@@ -389,25 +421,14 @@ begin_body(struct lli_stream_conn *conn)
     }
     conn->in_first = conn->in_position = header.argument;
     conn->in_left = header.body_bytes;
+    conn->in_sums_got = 0;
+    conn->in_sums_bytes = 0;
+    if (stream->checked && header.body_bytes > 0)
+        conn->in_sums_bytes =
+            lli_cells_count(header.argument, header.body_bytes) * LLI_CELL_SUM_BYTES;
 }
 
-static void
-end_body(struct lli_stream_conn *conn)
-{
-    struct lli_stream *stream = conn->stream;
-    pthread_mutex_lock(&stream->lock);
-    struct lli_stream_job *job = conn->in_job;
-    conn->in_job = NULL;
-    if (job != NULL) {
-        lli_arrival_settle(&job->arrival, conn->in_first);
-        if (job->arrival.prefix == job->plan->total_bytes)
-            finish_locked(conn, job);
-    }
-    pthread_mutex_unlock(&stream->lock);
-    tell_finished(conn);
-}
-
-// Between these two the system may write into the job's memory.
+// Between these two this thread may touch the job's memory.
 static struct lli_stream_job *
 begin_call(struct lli_stream_conn *conn)
 {
@@ -423,7 +444,7 @@ end_call(struct lli_stream_conn *conn)
     struct lli_stream *stream = conn->stream;
     pthread_mutex_lock(&stream->lock);
     if (conn->in_call != conn->in_job)
-        pthread_cond_signal(&stream->call_ended);
+        pthread_cond_broadcast(&stream->call_ended);
     conn->in_call = NULL;
     pthread_mutex_unlock(&stream->lock);
 }
@@ -450,13 +471,72 @@ receive_pieces(int fd, struct iovec *pieces, size_t num_pieces)
     return received;
 }
 
+// Nobody touches the job's memory any more, once this has returned.
+static void
+detach_locked(struct lli_stream *stream, struct lli_stream_job *job)
+{
+    lli_list_remove(&job->node);
+    for (size_t i = 0; i < stream->num_conns; i++) {
+        if (stream->conns[i]->in_job == job)
+            stream->conns[i]->in_job = NULL;
+    }
+    // A call that has begun ends soon: it doesn't wait for bytes.
+    for (size_t i = 0; i < stream->num_conns; i++) {
+        while (stream->conns[i]->in_call == job)
+            pthread_cond_wait(&stream->call_ended, &stream->lock);
+    }
+}
+
+// True if what has arrived of the frame is what was sent, or nobody wants it.
+static bool
+check_frame(struct lli_stream_conn *conn, uint64_t *ret_corrupt_position)
+{
+    uint8_t sums[LLI_FRAME_SUMS_BYTES_MAX];
+    size_t at = 0;
+    struct lli_stream_job *job = begin_call(conn);
+    if (job != NULL) {
+        lli_cells_sum(job->plan, job->tensors, false, conn->in_first,
+                      conn->in_position - conn->in_first, sums);
+        while (at < conn->in_sums_bytes && sums[at] == conn->in_sums[at])
+            at++;
+    }
+    end_call(conn);
+    uint64_t cell = at / LLI_CELL_SUM_BYTES;
+    *ret_corrupt_position =
+        cell == 0 ? conn->in_first : (conn->in_first / LLI_CELL_BYTES + cell) * LLI_CELL_BYTES;
+    return job == NULL || at == conn->in_sums_bytes;
+}
+
+static void
+end_body(struct lli_stream_conn *conn)
+{
+    struct lli_stream *stream = conn->stream;
+    uint64_t corrupt_position = 0;
+    bool is_sound = conn->in_sums_bytes == 0 || check_frame(conn, &corrupt_position);
+    pthread_mutex_lock(&stream->lock);
+    struct lli_stream_job *job = conn->in_job;
+    conn->in_job = NULL;
+    if (job != NULL && is_sound) {
+        lli_arrival_settle(&job->arrival, conn->in_first);
+        if (job->arrival.prefix == job->plan->total_bytes)
+            finish_locked(conn, job);
+    } else if (job != NULL) {
+        detach_locked(stream, job);
+        job->is_corrupt = true;
+        job->corrupt_position = corrupt_position;
+        finish_locked(conn, job);
+    }
+    pthread_mutex_unlock(&stream->lock);
+    tell_finished(conn);
+}
+
 // One system call's worth: of the current frame and, behind it, the next header.  *ret_asked: what
 // there was room for.
 static ssize_t
 receive_some(struct lli_stream_conn *conn, uint64_t *ret_asked)
 {
     uint8_t unwanted[DISCARD_BYTES];
-    struct iovec pieces[PIECES_PER_CALL + 1];
+    struct iovec pieces[PIECES_PER_CALL + 2];
     size_t num_pieces = 0;
     uint64_t asked = 0;
     bool in_body = conn->in_left > 0;
@@ -468,9 +548,11 @@ receive_some(struct lli_stream_conn *conn, uint64_t *ret_asked)
         pieces[num_pieces++] = (struct iovec){unwanted, asked};
     }
     if (asked == conn->in_left) {
-        size_t head_bytes = sizeof(conn->in_head) - conn->in_head_got;
-        pieces[num_pieces++] = (struct iovec){conn->in_head + conn->in_head_got, head_bytes};
-        asked += head_bytes;
+        if (conn->in_sums_got < conn->in_sums_bytes)
+            pieces[num_pieces++] = rest_of(conn->in_sums, conn->in_sums_bytes, conn->in_sums_got);
+        pieces[num_pieces++] = rest_of(conn->in_head, sizeof(conn->in_head), conn->in_head_got);
+        asked +=
+            conn->in_sums_bytes - conn->in_sums_got + sizeof(conn->in_head) - conn->in_head_got;
     }
     ssize_t received = receive_pieces(conn->source.fd, pieces, num_pieces);
     int error = errno;
@@ -484,12 +566,15 @@ receive_some(struct lli_stream_conn *conn, uint64_t *ret_asked)
 static void
 take_in(struct lli_stream_conn *conn, uint64_t bytes)
 {
+    bool in_frame = conn->in_left > 0 || conn->in_sums_got < conn->in_sums_bytes;
     uint64_t body_bytes = lli_min(bytes, conn->in_left);
+    uint64_t sums_bytes = lli_min(bytes - body_bytes, conn->in_sums_bytes - conn->in_sums_got);
     atomic_fetch_add_explicit(&conn->stream->bytes_in, bytes, memory_order_relaxed);
     conn->in_position += body_bytes;
     conn->in_left -= body_bytes;
-    conn->in_head_got += bytes - body_bytes;
-    if (body_bytes > 0 && conn->in_left == 0)
+    conn->in_sums_got += sums_bytes;
+    conn->in_head_got += bytes - body_bytes - sums_bytes;
+    if (in_frame && conn->in_left == 0 && conn->in_sums_got == conn->in_sums_bytes)
         end_body(conn);
     if (conn->source.added && conn->in_head_got == sizeof(conn->in_head))
         begin_body(conn);
@@ -532,16 +617,7 @@ void
 lli_stream_cancel_receive(struct lli_stream *stream, struct lli_stream_job *job)
 {
     pthread_mutex_lock(&stream->lock);
-    lli_list_remove(&job->node);
-    for (size_t i = 0; i < stream->num_conns; i++) {
-        if (stream->conns[i]->in_job == job)
-            stream->conns[i]->in_job = NULL;
-    }
-    // A call that has begun ends soon: it doesn't wait for bytes.
-    for (size_t i = 0; i < stream->num_conns; i++) {
-        while (stream->conns[i]->in_call == job)
-            pthread_cond_wait(&stream->call_ended, &stream->lock);
-    }
+    detach_locked(stream, job);
     lli_arrival_fini(&job->arrival);
     pthread_mutex_unlock(&stream->lock);
 }

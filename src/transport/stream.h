@@ -9,6 +9,9 @@
 // Every function is called on the instance's thread, and so are `done` and `on_failed`.  The
 // connections are served by several threads (lanes.h).  They meet under the stream's lock, where a
 // frame begins and where it ends; bytes move without it.
+//
+// In a checked stream headers are sealed, and behind the data of each frame come the checksums of its
+// cells (cells.h): of the sender's memory, compared with the receiver's.
 #ifndef LLI_STREAM_H
 #define LLI_STREAM_H
 
@@ -16,11 +19,15 @@
 
 #include "base/loop.h"
 #include "transport/arrival.h"
+#include "transport/cells.h"
 #include "transport/lanes.h"
 #include "transport/message.h"
 #include "transport/plan.h"
 
-enum { LLI_NUM_STREAM_CONNS_MAX = 8 };
+enum {
+    LLI_NUM_STREAM_CONNS_MAX = 8,
+    LLI_FRAME_SUMS_BYTES_MAX = (LLI_DATA_BODY_BYTES_MAX / LLI_CELL_BYTES + 2) * LLI_CELL_SUM_BYTES,
+};
 
 // One transfer's stream, at one end.
 struct lli_stream_job {
@@ -29,8 +36,8 @@ struct lli_stream_job {
     const uintptr_t *tensors; // addresses on this side; plan->num_tensors
     bool is_source;           // use the plan's src_offset, else dst_offset
     uint64_t start_position;  // where the stream begins: what is before has arrived already
-    // All bytes are sent or have arrived, or, after a cancel, the last frame has left.  Not called
-    // when the stream fails.
+    // All bytes are sent or have arrived, or, after a cancel, the last frame has left, or something
+    // has arrived that is not what was sent.  Not called when the stream fails.
     void (*done)(struct lli_stream_job *job);
 
     // Guarded by the stream's lock.
@@ -40,6 +47,8 @@ struct lli_stream_job {
     bool cancelled;
     struct lli_arrival arrival; // receiving
     uint16_t flags;             // LLI_FLAG_...: to be sent; or that have come
+    bool is_corrupt;            // receiving: the checksum of the cell at
+    uint64_t corrupt_position;  // is another
 };
 
 struct lli_stream;
@@ -55,10 +64,16 @@ struct lli_stream_conn {
     uint64_t in_first; // of the frame in the stream
     uint64_t in_position;
     uint64_t in_left;
+    size_t in_sums_bytes; // behind the data
+    size_t in_sums_got;
+    uint8_t in_sums[LLI_FRAME_SUMS_BYTES_MAX];
     uint8_t out_head[LLI_MESSAGE_HEADER_BYTES];
     size_t out_head_sent;
     uint64_t out_position;
     uint64_t out_left;
+    size_t out_sums_bytes;
+    size_t out_sums_sent;
+    uint8_t out_sums[LLI_FRAME_SUMS_BYTES_MAX];
 
     // Guarded by the stream's lock.
     struct lli_stream_job *in_job;  // NULL with in_left > 0: bytes that nobody wants
@@ -69,6 +84,7 @@ struct lli_stream_conn {
 struct lli_stream {
     struct lli_loop *loop; // the instance's
     struct lli_lanes *lanes;
+    bool checked; // set before the first connection
     struct lli_stream_conn *conns[LLI_NUM_STREAM_CONNS_MAX];
     size_t num_conns;
     void *owner;
