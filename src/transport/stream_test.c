@@ -634,7 +634,8 @@ test_flags_travel_with_the_data(void **state)
 {
     (void)state;
     connect_ends(2, 0);
-    for (uint16_t flags = 0; flags < 4; flags++) {
+    // All but the seal, which the stream itself gives and takes.
+    for (uint16_t flags = 0; flags < 2; flags++) {
         struct side source;
         struct side sink;
         open_plain(&source, 10 + flags, true, 1000);

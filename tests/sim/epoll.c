@@ -11,6 +11,7 @@ struct entry {
     int fd;
     const struct sim_file *file;
     struct epoll_event event;
+    uint32_t told; // with EPOLLET: what has been reported since it was last asked for
 };
 
 struct sim_epoll {
@@ -89,16 +90,16 @@ SIM_CALL(int, epoll_ctl, int epoll_fd, int operation, int fd, struct epoll_event
         return -1;
     struct sim_epoll *epoll = of->epoll;
     struct entry *entry = find_entry(epoll, fd, file);
-    if (event != NULL && (event->events & (EPOLLET | EPOLLONESHOT | EPOLLEXCLUSIVE)) != 0)
-        sim_fail("epoll is asked for something else than levels");
+    if (event != NULL && (event->events & (EPOLLONESHOT | EPOLLEXCLUSIVE)) != 0)
+        sim_fail("epoll is asked for something that the simulation doesn't know");
     if ((operation == EPOLL_CTL_ADD) == (entry != NULL)) {
         errno = entry != NULL ? EEXIST : ENOENT;
         return -1;
     }
     if (operation == EPOLL_CTL_ADD && epoll->num_entries < SIM_FDS_MAX)
-        epoll->entries[epoll->num_entries++] = (struct entry){fd, file, *event};
+        epoll->entries[epoll->num_entries++] = (struct entry){fd, file, *event, 0};
     else if (operation == EPOLL_CTL_MOD)
-        entry->event = *event;
+        *entry = (struct entry){fd, file, *event, 0};
     else if (operation == EPOLL_CTL_DEL)
         remove_entry(epoll, entry);
     sim_wake_all(epoll);
@@ -107,14 +108,17 @@ SIM_CALL(int, epoll_ctl, int epoll_fd, int operation, int fd, struct epoll_event
 }
 
 static int
-collect(const struct sim_epoll *epoll, struct epoll_event *ret_events, int num_events_max)
+collect(struct sim_epoll *epoll, struct epoll_event *ret_events, int num_events_max)
 {
     int count = 0;
     size_t first = epoll->num_entries > 0 ? sim_below(epoll->num_entries) : 0;
     for (size_t i = 0; i < epoll->num_entries && count < num_events_max; i++) {
-        const struct entry *entry = &epoll->entries[(first + i) % epoll->num_entries];
+        struct entry *entry = &epoll->entries[(first + i) % epoll->num_entries];
         uint32_t wanted = entry->event.events | EPOLLHUP | EPOLLERR;
-        uint32_t events = sim_file_events(entry->file) & wanted;
+        uint32_t events = sim_file_events(entry->file) & wanted & ~entry->told;
+        // Edges of what comes, goes and comes again are not needed by the library.
+        if ((entry->event.events & EPOLLET) != 0)
+            entry->told |= events;
         if (events != 0)
             ret_events[count++] = (struct epoll_event){.events = events, .data = entry->event.data};
     }
