@@ -38,7 +38,9 @@
  * Promises, on every transport:
  *   - Never somebody else's bytes: a transfer that races the owner's free or reuse of a cache ends
  *     in a status, not in success with other data.
- *   - Quiet after return: once a call has returned, whatever its status, no byte of it lands.
+ *   - Quiet after return: once a call has returned, whatever its status, no byte of it lands.  (Of a
+ *     push over tcp whose link broke, bytes on their way may land at the peer until it notices that
+ *     as well, within the liveness time.)
  *   - Success means arrived: the bytes are in the destination memory.
  *   - A dead peer is noticed: its transfers end with a status.
  *
@@ -489,7 +491,8 @@ LLM_API llm_status llm_link_clusters(llm_datadist *dd, const llm_cluster_info *c
  * are removed; otherwise only the local end goes.
  * rets: LLM_SUCCESS; LLM_NOT_YET_LINK (counts as success); LLM_REPEAT_REQUEST; LLM_PARAM_INVALID (the
  * addresses are not the link's; link kept); LLM_LINK_BUSY (a transfer runs; link kept);
- * LLM_NOTIFY_PROMPT_UNLINK_FAILED and LLM_WAIT_PROC_TIMEOUT (the link is gone here).
+ * LLM_NOTIFY_PROMPT_UNLINK_FAILED and LLM_WAIT_PROC_TIMEOUT (the link is gone here).  In version 2
+ * a link that is broken is removed by force = 1 alone: otherwise LLM_UNLINK_FAILED, and it is kept.
  * Returns LLM_SUCCESS; LLM_FAILED; LLM_PARAM_INVALID; LLM_PROCESSING_LINK;
  * LLM_CLUSTER_NUM_EXCEED_LIMIT; LLM_UNLINK_FAILED (see rets). */
 LLM_API llm_status llm_unlink_clusters(llm_datadist *dd, const llm_cluster_info *clusters,

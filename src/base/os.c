@@ -154,13 +154,16 @@ lli_memory_file_create(const char *name, uint64_t bytes, void **ret_base)
         goto close_fd;
     // What peers get can only be read.  (F_SEAL_FUTURE_WRITE would also forbid returning pages.)
     int read_only_fd = reopen_read_only(fd);
-    if (read_only_fd >= 0) {
-        close(fd);
-        fd = read_only_fd;
-    }
+    if (read_only_fd < 0)
+        goto unmap;
+    close(fd);
     *ret_base = base;
-    return fd;
+    return read_only_fd;
 
+unmap:;
+    int reason = errno;
+    munmap(base, bytes);
+    errno = reason;
 close_fd:;
     int error = errno;
     close(fd);

@@ -449,7 +449,8 @@ model_op_check_progress(const struct op *op, uint64_t bytes)
         if (is_target_of(cache, op) && cache->readable)
             to = cache;
         if (op->push ? cache == op->local
-                     : is_peers_cache(cache, op) && !cache->target && !cache->lent)
+                     : is_peers_cache(cache, op) && !cache->target && !cache->lent &&
+                           cache->generation == op->generation)
             from = cache;
     }
     if (to == NULL || from == NULL || op->generation == 0)

@@ -168,7 +168,7 @@ draw_faults(void)
         .resets = sim_chance(4),
         .losses = sim_chance(4),
         .refusals = sim_chance(6),
-        .flips = false,
+        .flips = sim_chance(8),
         .memory = sim_chance(6),
         .churn = sim_chance(2),
         .unlinks = sim_chance(3),
