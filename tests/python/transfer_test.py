@@ -41,9 +41,10 @@ def own_cache(manager, num_tensors=4, shape=SHAPE):
     return cache
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
-def test_v1_pulls(peers, engines, transport):
-    peer = v1_prompt(peers, transport)
+@pytest.mark.parametrize("transport,checked", [(one, two) for one in TRANSPORTS
+                                               for two in ("none", "crc32c")])
+def test_v1_pulls(peers, engines, transport, checked):
+    peer = v1_prompt(peers, transport, **{"llm.Checksum": checked})
     decoder, cluster = v1_decoder(engines, peer, transport)
     decoder.check_link_status(1)
     cache = own_cache(decoder.kv_cache_manager)

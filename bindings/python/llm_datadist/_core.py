@@ -119,6 +119,7 @@ class Engine:
         self.cluster_id = cluster_id
         self.native = _native.Instance(cluster_id, role)
         self._left_behind: typing.List[threading.Thread] = []
+        self._lock = threading.Lock()  # of the list
         _engines.add(self)
 
     @staticmethod
@@ -274,7 +275,9 @@ class Engine:
                at_end: typing.Callable[[], None]) -> DetachedCall:
         """Runs `call` in a thread of its own, which finalize waits for."""
         detached = DetachedCall(call, undo, at_end)
-        self._left_behind = [one for one in self._left_behind if one.is_alive()] + [detached.thread]
+        with self._lock:
+            self._left_behind = [one for one in self._left_behind if one.is_alive()]
+            self._left_behind.append(detached.thread)
         return detached
 
     def _interruptible(self, call: typing.Callable[[], typing.Any],
