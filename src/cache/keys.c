@@ -185,6 +185,22 @@ lli_keys_hold(struct lli_registry *registry, const struct lli_key *key, uint64_t
     return cache;
 }
 
+static uint64_t
+stamp_of(const struct lli_registry *registry, const struct binding *binding)
+{
+    return LLI_LOAD(registry->segment->layout->keys[binding->key_entry].stamp);
+}
+
+uint64_t
+lli_keys_stamp(struct lli_registry *registry, const struct lli_key *key)
+{
+    pthread_mutex_lock(&registry->lock);
+    const struct binding *binding = find_locked(registry, key);
+    uint64_t stamp = binding == NULL ? 0 : stamp_of(registry, binding);
+    pthread_mutex_unlock(&registry->lock);
+    return stamp;
+}
+
 static bool
 is_request_of(const struct binding *binding, uint64_t slot)
 {
@@ -221,7 +237,8 @@ take_key_locked(struct lli_registry *registry, const struct lli_taken *taken)
 {
     struct binding *binding = find_locked(registry, &taken->key);
     if (binding == NULL ||
-        (taken->generation != 0 && binding->cache->generation != taken->generation))
+        (taken->generation != 0 && binding->cache->generation != taken->generation) ||
+        (taken->key.stamp != 0 && stamp_of(registry, binding) != taken->key.stamp))
         return LLM_KV_CACHE_NOT_EXIST;
     if (binding->key.kind == LLM_KEY_REQUEST)
         take_locked(registry, binding, taken);

@@ -20,6 +20,8 @@ void lli_keys_remove(struct lli_registry *registry, const struct lli_key *key);
 // none.
 struct lli_cache *lli_keys_hold(struct lli_registry *registry, const struct lli_key *key,
                                 uint64_t *ret_slot);
+// What the key is bound to now; 0 if it isn't.
+uint64_t lli_keys_stamp(struct lli_registry *registry, const struct lli_key *key);
 // Would a pull by id of that slot take a request key?
 bool lli_keys_slot_has_request(struct lli_registry *registry, const struct lli_cache *cache,
                                uint64_t slot);
@@ -35,8 +37,8 @@ struct lli_taken {
     uint32_t num_tensors;
 };
 
-// By key: LLM_KV_CACHE_NOT_EXIST if the key doesn't lead to that cache any more: somebody else has
-// taken it.  By id: LLM_SUCCESS, whatever there is.
+// By key: LLM_KV_CACHE_NOT_EXIST if the key doesn't lead there any more, or was bound anew: somebody
+// else has taken it.  By id: LLM_SUCCESS, whatever there is.
 llm_status lli_keys_take(struct lli_registry *registry, const struct lli_taken *taken);
 
 // ---- for the files of this room, with the lock held ----

@@ -326,6 +326,26 @@ test_a_key_that_leads_to_another_cache_by_now_is_not_taken(void **state)
 }
 
 static void
+test_a_key_that_was_bound_anew_is_not_taken_by_an_earlier_pull(void **state)
+{
+    int64_t id = allocate();
+    struct lli_key key = request_key(1);
+    (void)state;
+    must_bind(id, request_key(1));
+    key.stamp = lli_keys_stamp(&registry, &key);
+    assert_true(key.stamp != 0);
+    lli_keys_remove(&registry, &key);
+    assert_int_equal(lli_keys_stamp(&registry, &key), 0);
+    // The same name of the same slot of the same cache, for other contents.
+    must_bind(id, request_key(1));
+    assert_true(take(key, generation_of(key), 0, TENSORS) == LLM_KV_CACHE_NOT_EXIST);
+    assert_true(is_bound(key));
+    key.stamp = lli_keys_stamp(&registry, &key);
+    assert_true(take(key, generation_of(key), 0, TENSORS) == LLM_SUCCESS);
+    assert_false(is_bound(key));
+}
+
+static void
 test_some_tensors_are_taken_alone(void **state)
 {
     int64_t id = allocate();
@@ -595,6 +615,7 @@ main(void)
         TEST(test_too_many_keys_are_refused_and_undone),
         TEST(test_a_request_key_is_taken_once),
         TEST(test_a_key_that_leads_to_another_cache_by_now_is_not_taken),
+        TEST(test_a_key_that_was_bound_anew_is_not_taken_by_an_earlier_pull),
         TEST(test_some_tensors_are_taken_alone),
         TEST(test_prefix_and_blocks_keys_are_never_taken),
         TEST(test_a_pull_by_id_takes_every_request_key_of_its_slot),

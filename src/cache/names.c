@@ -51,9 +51,9 @@ lli_names_erase_key(struct lli_segment *segment, uint32_t key_entry)
 
 static bool
 read_key(const struct lli_key_entry *at, const struct lli_key *key, uint64_t *ret_entry,
-         uint64_t *ret_generation, uint64_t *ret_slot)
+         uint64_t *ret_generation, uint64_t *ret_slot, uint64_t *ret_stamp)
 {
-    uint64_t stamp = atomic_load_explicit(&at->stamp, memory_order_acquire);
+    uint64_t stamp = *ret_stamp = atomic_load_explicit(&at->stamp, memory_order_acquire);
     if (stamp == 0 || LLI_LOAD(at->id) != key->id || LLI_LOAD(at->model_id) != key->model_id ||
         LLI_LOAD(at->kind) != key->kind)
         return false;
@@ -73,10 +73,13 @@ lli_names_find_key(const struct lli_segment_layout *peer, const struct lli_key *
     for (uint32_t probe = 0; probe < PROBES; probe++) {
         uint64_t entry;
         uint64_t generation;
+        uint64_t stamp;
         if (read_key(&peer->keys[(uint32_t)(hash + probe) % LLI_NUM_KEY_ENTRIES], key, &entry,
-                     &generation, ret_slot) &&
-            lli_segment_find_entry(peer, entry, generation, ret_cache))
+                     &generation, ret_slot, &stamp) &&
+            lli_segment_find_entry(peer, entry, generation, ret_cache)) {
+            ret_cache->key_stamp = stamp;
             return true;
+        }
     }
     return false;
 }

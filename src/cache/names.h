@@ -10,6 +10,7 @@ struct lli_key {
     uint32_t kind; // llm_key_kind
     uint64_t id;
     uint64_t model_id;
+    uint64_t stamp; // of what it was bound to when it was found; 0: of whatever it is
 };
 
 static inline bool

@@ -110,13 +110,13 @@ test_kind_id_and_model_make_the_key(void **state)
 {
     struct published cache = publish(3);
     struct lli_key keys[] = {
-        {LLM_KEY_REQUEST, 1, 0},
-        {LLM_KEY_PREFIX, 1, 0},
-        {LLM_KEY_REQUEST, 2, 0},
-        {LLM_KEY_REQUEST, 1, 1},
-        {LLM_KEY_REQUEST, 0, 1},
-        {LLM_KEY_BLOCKS, 0, 1},
-        {LLM_KEY_REQUEST, UINT64_MAX, UINT64_MAX},
+        {LLM_KEY_REQUEST, 1, 0, 0},
+        {LLM_KEY_PREFIX, 1, 0, 0},
+        {LLM_KEY_REQUEST, 2, 0, 0},
+        {LLM_KEY_REQUEST, 1, 1, 0},
+        {LLM_KEY_REQUEST, 0, 1, 0},
+        {LLM_KEY_BLOCKS, 0, 1, 0},
+        {LLM_KEY_REQUEST, UINT64_MAX, UINT64_MAX, 0},
     };
     (void)state;
     for (size_t i = 0; i < LLI_COUNT(keys); i++) {

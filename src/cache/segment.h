@@ -170,6 +170,7 @@ struct lli_remote_cache {
     uint64_t flags;
     uint64_t first_address;
     int64_t cache_id;
+    uint64_t key_stamp; // of the key by which it was found, or 0
     struct lli_geometry geometry;
 };
 

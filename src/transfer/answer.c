@@ -40,6 +40,9 @@ answer_query(struct lli_link *link, struct lli_request *request, struct lli_answ
     struct lli_node *node = link->node;
     struct lli_cache *cache;
     uint64_t lease;
+    // First the stamp: were the key bound anew in between, the later DONE would not take it.
+    uint64_t stamp =
+        request->by == LLI_BY_KEY ? lli_keys_stamp(node->registry, &request->key) : 0;
     llm_status status = lli_answer_find(node, request, &cache, &lease, why, why_size);
     if (status != LLM_SUCCESS)
         return status;
@@ -58,6 +61,7 @@ answer_query(struct lli_link *link, struct lli_request *request, struct lli_answ
         .generation = cache->generation,
         .bytes_arrived =
             lli_cuts_take(node, link->peer.incarnation, request->token, cache->generation),
+        .key_stamp = stamp,
     };
     lli_registry_put(node->registry, cache);
     return status;

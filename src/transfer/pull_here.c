@@ -72,6 +72,7 @@ tell_owner(struct lli_link *link, const struct lli_transfer_args *args,
     request.slot = source->slot;
     if (!lli_describe_tells(&request, (source->remote.flags & LLI_ENTRY_HAS_REQUESTS) != 0))
         return LLM_SUCCESS;
+    request.key.stamp = source->remote.key_stamp;
     struct lli_request done = lli_describe_done(&request, source->remote.generation);
     llm_status status =
         lli_ask_and_wait(link, LLI_DONE, &done, args->deadline_ns, &answer, why, sizeof(why));

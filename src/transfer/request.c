@@ -176,6 +176,7 @@ names_write(struct lli_writer *w, const struct lli_request *request)
     lli_write_u32(w, request->key.kind);
     lli_write_u64(w, request->key.id);
     lli_write_u64(w, request->key.model_id);
+    lli_write_u64(w, request->key.stamp);
     lli_write_u64(w, request->generation);
     lli_write_u64(w, request->offset);
     lli_write_u64(w, request->start_position);
@@ -204,6 +205,7 @@ names_read(struct lli_reader *r, struct lli_request *request)
     request->key.kind = lli_read_u32(r);
     request->key.id = lli_read_u64(r);
     request->key.model_id = lli_read_u64(r);
+    request->key.stamp = lli_read_u64(r);
     request->generation = lli_read_u64(r);
     request->offset = lli_read_u64(r);
     request->start_position = lli_read_u64(r);

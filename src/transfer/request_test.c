@@ -35,7 +35,8 @@ random_request(uint64_t seed, bool blocks, bool fetch, struct lli_block_run *run
         .by = (enum lli_request_by)(seed % 3),
         .key = {.kind = (uint32_t)seed % 4,
                 .id = unit_random(&random),
-                .model_id = unit_random(&random)},
+                .model_id = unit_random(&random),
+                .stamp = unit_random(&random)},
         .generation = unit_random(&random),
         .offset = unit_random(&random),
         .start_position = unit_random(&random),
@@ -91,7 +92,7 @@ assert_same(const struct lli_request *a, const struct lli_request *b)
     assert_int_equal(a->num_source_runs, b->num_source_runs);
     assert_same_runs(a->source_runs, b->source_runs, a->num_source_runs);
     assert_int_equal(a->by, b->by);
-    assert_true(lli_key_equal(&a->key, &b->key));
+    assert_true(lli_key_equal(&a->key, &b->key) && a->key.stamp == b->key.stamp);
     assert_true(a->generation == b->generation && a->offset == b->offset);
     assert_true(a->start_position == b->start_position && a->token == b->token);
     assert_int_equal(a->keep_key, b->keep_key);
@@ -264,7 +265,7 @@ test_a_number_of_runs_is_believed_as_far_as_there_are_bytes(void **state)
     (void)state;
     uint8_t *bytes = write_request(&request, &size);
     // The number stands before its runs, the empty list of the source, no notification, and the names.
-    size_t at = size - 56 - 4 - 4 - 2 * 16 - 4;
+    size_t at = size - 64 - 4 - 4 - 2 * 16 - 4;
     assert_int_equal(bytes[at], 2);
     for (size_t i = 0; i < LLI_COUNT(numbers); i++) {
         struct lli_writer w;
@@ -451,7 +452,7 @@ test_every_name_can_be_said_to_people(void **state)
     assert_string_equal(text, "cache with id -17");
     request.by = LLI_BY_KEY;
     for (uint32_t kind = 0; kind < 6; kind++) {
-        request.key = (struct lli_key){kind, UINT64_MAX, UINT64_MAX};
+        request.key = (struct lli_key){kind, UINT64_MAX, UINT64_MAX, 0};
         lli_request_describe(&request, text, sizeof(text));
         assert_non_null(strstr(text, "key 18446744073709551615 of model 18446744073709551615"));
     }

@@ -321,6 +321,7 @@ peer_answered(struct lli_ask *ask, llm_status status, const char *text,
         return;
     }
     t->generation = answer->generation;
+    t->request.key.stamp = answer->key_stamp;
     t->slot_has_request = answer->slot_has_request;
     send_request(t);
 }
@@ -548,6 +549,7 @@ prepare_copy(struct transfer *t, const struct lli_transfer_args *args)
     t->request = lli_describe_names(args);
     t->request.slot = t->copy.source.slot;
     t->generation = t->copy.source.remote.generation;
+    t->request.key.stamp = t->copy.source.remote.key_stamp;
     t->slot_has_request = (t->copy.source.remote.flags & LLI_ENTRY_HAS_REQUESTS) != 0;
     llm_status status = lli_describe_pull(args, &t->copy.source, &t->plan);
     if (status == LLM_SUCCESS)

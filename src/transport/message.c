@@ -195,6 +195,7 @@ lli_answer_write(struct lli_writer *w, const struct lli_answer *answer)
     lli_write_u64(w, answer->tensor_bytes);
     lli_write_u64(w, answer->generation);
     lli_write_u64(w, answer->bytes_arrived);
+    lli_write_u64(w, answer->key_stamp);
 }
 
 bool
@@ -212,5 +213,6 @@ lli_answer_read(struct lli_reader *r, struct lli_answer *ret_answer)
     ret_answer->tensor_bytes = lli_read_u64(r);
     ret_answer->generation = lli_read_u64(r);
     ret_answer->bytes_arrived = lli_read_u64(r);
+    ret_answer->key_stamp = lli_read_u64(r);
     return !r->failed;
 }

@@ -149,6 +149,7 @@ struct lli_answer {
     uint64_t tensor_bytes;
     uint64_t generation;
     uint64_t bytes_arrived; // of the push that the question named
+    uint64_t key_stamp;     // of the key that the question named
 };
 
 void lli_answer_write(struct lli_writer *w, const struct lli_answer *answer);

@@ -329,6 +329,7 @@ test_an_answer_comes_back(void **state)
             .tensor_bytes = unit_random(&random),
             .generation = unit_random(&random),
             .bytes_arrived = unit_random(&random),
+            .key_stamp = unit_random(&random),
         };
         lli_writer_init(&w, bytes, sizeof(bytes));
         lli_answer_write(&w, &in);
@@ -342,7 +343,7 @@ test_an_answer_comes_back(void **state)
         assert_int_equal(out.slot_has_request, in.slot_has_request);
         assert_true(out.num_slots == in.num_slots && out.stride == in.stride &&
                     out.tensor_bytes == in.tensor_bytes && out.generation == in.generation &&
-                    out.bytes_arrived == in.bytes_arrived);
+                    out.bytes_arrived == in.bytes_arrived && out.key_stamp == in.key_stamp);
         check_lengths(&w, 0, read_answer);
     }
 }
