@@ -476,7 +476,8 @@ typedef struct llm_cluster_info {
  * any attempt, else num_clusters.
  * timeout_ms: > 0, one budget for the whole call.
  * A cluster that fails is rolled back; the others stay linked.  After success both ends can use the
- * link at once.  A broken link to the same cluster is replaced.
+ * link at once.  A broken link to the same cluster is replaced, and so is that of a peer that came
+ * back; while the peer lives, another instance that claims its id is refused.
  * Returns LLM_SUCCESS (all linked); LLM_FAILED (not initialized); LLM_PARAM_INVALID;
  * LLM_PROCESSING_LINK; LLM_CLUSTER_NUM_EXCEED_LIMIT; LLM_LINK_FAILED (see rets: LLM_LINK_FAILED,
  * LLM_WAIT_PROC_TIMEOUT); or, if nothing was rolled back, the first failing entry of rets

@@ -4,7 +4,9 @@
 //            --CHOOSE--> in the table, READY is sent
 //
 // A stranger or a pending link that takes longer than ten seconds, or says something else, is
-// dropped; that is all it can cause.
+// dropped; that is all it can cause.  A pending link with the cluster id of another instance's link
+// waits until that one has broken, or hasn't answered for a while; if it answers, two claim the id,
+// and the newcomer is refused.
 #include "link/accept.h"
 
 #include <arpa/inet.h>
@@ -24,6 +26,7 @@
 enum {
     STRANGERS_MAX = 4096,
     PATIENCE_MS = 10000,
+    CONTEST_MS = 500,
     // Then those who are there already get their turn.
     ACCEPTS_PER_EVENT = 32,
 };
@@ -48,6 +51,9 @@ struct pending {
     struct lli_conn *control;
     struct lli_conn *devices[LLI_NUM_DEVICES_MAX];
     size_t num_devices; // connections in `devices`
+    bool contested;     // complete, but another instance has a link with that cluster id
+    uint64_t contested_tick;
+    struct lli_choose choice; // when contested
 };
 
 // ---- pending links ----
@@ -166,22 +172,72 @@ establish(struct pending *pending, const struct lli_choose *choose)
 }
 
 static void
+refuse_pending(struct pending *pending, const char *why)
+{
+    lli_log(LLM_LOG_WARN, "link", "a link from cluster %llu was refused: %s",
+            (unsigned long long)pending->link->peer.cluster_id, why);
+    send_outcome(pending->control, LLI_READY, LLM_LINK_FAILED, why);
+    drop_pending(pending);
+}
+
+// A peer that has died and come back is told from an impostor by what is heard of the old link from
+// now on: what arrives in the current tick may have been sent before.
+static void
+settle_contest(struct pending *pending)
+{
+    struct lli_node *node = pending->node;
+    uint64_t ticks = node->tick - pending->contested_tick;
+    struct lli_link *rival = lli_links_find_rival(node, &pending->link->peer);
+    if (rival != NULL && rival->heard_tick > pending->contested_tick + 1) {
+        refuse_pending(pending, "another instance with that cluster id is linked, and alive");
+    } else if (rival == NULL || ticks > CONTEST_MS / node->tick_ms + 1) {
+        const char *wrong = check_choice(pending, &pending->choice);
+        if (wrong == NULL)
+            establish(pending, &pending->choice);
+        else
+            refuse_pending(pending, wrong);
+    } else {
+        // Ticks after the first one hear what was sent after the contest began.
+        lli_link_ask_for_life(rival);
+    }
+    if (rival != NULL)
+        lli_link_put(rival);
+}
+
+static void
 pending_message(struct lli_conn *conn, const struct lli_message_header *header,
                 struct lli_reader *body)
 {
     struct pending *pending = conn->owner;
     struct lli_choose choose;
-    if (header->type != LLI_CHOOSE || !lli_choose_read(body, &choose)) {
+    if (header->type != LLI_CHOOSE || pending->contested || !lli_choose_read(body, &choose)) {
         drop_pending(pending);
         return;
     }
     const char *wrong = check_choice(pending, &choose);
     if (wrong != NULL) {
-        send_outcome(conn, LLI_READY, LLM_LINK_FAILED, wrong);
-        drop_pending(pending);
+        refuse_pending(pending, wrong);
         return;
     }
-    establish(pending, &choose);
+    struct lli_link *rival = lli_links_find_rival(pending->node, &pending->link->peer);
+    if (rival == NULL) {
+        establish(pending, &choose);
+        return;
+    }
+    lli_link_put(rival);
+    pending->contested = true;
+    pending->contested_tick = pending->node->tick;
+    pending->choice = choose;
+}
+
+static void
+settle_contests(struct lli_node *node)
+{
+    LLI_LIST_FOR(item, &node->pending) {
+        struct pending *pending = LLI_LIST_ENTRY(item, struct pending, node_list);
+        if (pending->contested)
+            settle_contest(pending);
+    }
 }
 
 // ---- strangers ----
@@ -641,6 +697,7 @@ end_older_than(struct lli_node *node, uint64_t ticks)
 void
 lli_accept_tick(struct lli_node *node)
 {
+    settle_contests(node);
     end_older_than(node, PATIENCE_MS / node->tick_ms);
 }
 

@@ -375,8 +375,16 @@ static void
 adopt(void *arg)
 {
     struct attempt *a = arg;
-    struct lli_link *link = lli_link_new(a->node, &a->peer);
+    struct lli_link *rival = lli_links_find_rival(a->node, &a->peer);
     a->adopted = LLM_FAILED;
+    if (rival != NULL) {
+        snprintf(a->why, sizeof(a->why),
+                 "cluster %llu answered, whose link with another instance of that id lives",
+                 (unsigned long long)a->peer.cluster_id);
+        lli_link_put(rival);
+        return;
+    }
+    struct lli_link *link = lli_link_new(a->node, &a->peer);
     if (link == NULL)
         return;
     link->connected_by_us = true;
@@ -409,8 +417,9 @@ establish(struct attempt *a, uint32_t *ret_device_index)
     *ret_device_index = 0;
     if (!choose_transport(a) || !conclude(a))
         return false;
+    a->why[0] = '\0';
     lli_loop_call(a->node->loop, adopt, a);
-    if (a->adopted != LLM_SUCCESS)
+    if (a->adopted != LLM_SUCCESS && a->why[0] == '\0')
         snprintf(a->why, sizeof(a->why), "out of memory or descriptors");
     return a->adopted == LLM_SUCCESS;
 }

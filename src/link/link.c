@@ -9,6 +9,9 @@
 #include "base/os.h"
 #include "link/events.h"
 
+// What a PING says, where other messages name a transfer.
+enum { PING_ALIVE = 0, PING_ANSWER_ME = 1 };
+
 void
 lli_node_open(struct lli_node *node, uint32_t tick_ms)
 {
@@ -100,6 +103,8 @@ on_message(struct lli_conn *conn, const struct lli_message_header *header, struc
     struct lli_link *link = conn->owner;
     if (header->type != LLI_PING)
         link->node->on_message(link, header, body);
+    else if (header->transfer_id == PING_ANSWER_ME)
+        lli_link_send(link, LLI_PING, PING_ALIVE, NULL, 0);
 }
 
 static void
@@ -291,6 +296,18 @@ lli_links_find(struct lli_node *node, uint64_t cluster_id)
     return link;
 }
 
+struct lli_link *
+lli_links_find_rival(struct lli_node *node, const struct lli_identity *peer)
+{
+    struct lli_link *rival = lli_links_find(node, peer->cluster_id);
+    if (rival != NULL &&
+        (rival->peer.incarnation == peer->incarnation || lli_link_is_broken(rival))) {
+        lli_link_put(rival);
+        rival = NULL;
+    }
+    return rival;
+}
+
 size_t
 lli_links_count(struct lli_node *node)
 {
@@ -388,6 +405,12 @@ lli_links_is_read(struct lli_node *node, uint64_t generation)
     return is_read;
 }
 
+void
+lli_link_ask_for_life(struct lli_link *link)
+{
+    lli_link_send(link, LLI_PING, PING_ANSWER_ME, NULL, 0);
+}
+
 // Slow is not dead: a process on this host that is neither gone nor stopped gets more time.
 enum { PATIENCE_WITH_SLOW = 10 };
 
@@ -431,7 +454,7 @@ lli_links_tick(struct lli_node *node)
                 silent = link;
                 lli_link_hold(link);
             } else if (node->tick - link->sent_tick >= lli_max(link->liveness_ticks / 3, 1)) {
-                lli_link_send(link, LLI_PING, 0, NULL, 0);
+                lli_link_send(link, LLI_PING, PING_ALIVE, NULL, 0);
             }
         }
         pthread_mutex_unlock(&node->links_lock);

@@ -117,6 +117,9 @@ void lli_link_put(struct lli_link *link);
 // Makes a connection the link's connection to a device.  [loop's thread]
 void lli_link_attach(struct lli_link *link, uint32_t device_index, struct lli_conn *conn);
 
+// The link to another living instance that has this cluster id, with a reference, or NULL.
+struct lli_link *lli_links_find_rival(struct lli_node *node, const struct lli_identity *peer);
+
 // Puts a link into the table, which takes a reference of its own; a link with the same cluster id
 // is replaced, its transfers end.  [loop's thread]
 void lli_links_insert(struct lli_link *link);
@@ -153,6 +156,8 @@ void lli_link_send(struct lli_link *link, enum lli_message_type type, uint64_t t
 void lli_link_send_outcome(struct lli_link *link, enum lli_message_type type, uint64_t transfer_id,
                            llm_status status, const char *text);
 
+// Asks the peer for a heartbeat at once.  [loop's thread]
+void lli_link_ask_for_life(struct lli_link *link);
 // Heartbeats and silence.  [loop's thread]
 void lli_links_tick(struct lli_node *node);
 

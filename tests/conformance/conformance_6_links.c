@@ -538,13 +538,34 @@ conformance_6_1_rule_06_a_restarted_decoder_replaces_its_stale_link_at_once(void
     struct bed *bed = *state;
     llm_cluster_info cluster = cluster_of(&bed->prompts[0]);
     link_parties(&bed->decoder, &bed->prompts[0]);
-    // The same id from somewhere else, while the prompt still believes in the old one.
-    struct party again;
-    open_party(&again, bed->decoder.id, LLM_ROLE_DECODER);
-    assert_ok(link_one(&again, &cluster, NULL));
-    assert_true(is_linked(&bed->prompts[0], again.id));
+    // It ends without a word, and comes back before the prompt is asked for anything.
+    uint64_t id = bed->decoder.id;
+    close_party(&bed->decoder);
+    open_party(&bed->decoder, id, LLM_ROLE_DECODER);
+    assert_ok(link_one(&bed->decoder, &cluster, NULL));
+    assert_true(is_linked(&bed->prompts[0], id));
     assert_int_equal(num_links(&bed->prompts[0]), 1);
-    close_party(&again);
+}
+
+static void
+conformance_6_1_rule_06_a_living_decoders_link_is_not_taken_by_another_of_its_id(void **state)
+{
+    struct bed *bed = *state;
+    llm_cluster_info cluster = cluster_of(&bed->prompts[0]);
+    llm_link_info info = {.struct_size = sizeof(info)};
+    link_parties(&bed->decoder, &bed->prompts[0]);
+    struct party impostor;
+    open_party(&impostor, bed->decoder.id, LLM_ROLE_DECODER);
+    assert_status_says(link_one(&impostor, &cluster, NULL), LLM_LINK_FAILED, "alive");
+    assert_int_equal(num_links(&impostor), 0);
+    assert_int_equal(num_links(&bed->prompts[0]), 1);
+    assert_ok(llm_get_link_info(bed->prompts[0].dd, bed->decoder.id, &info));
+    assert_int_equal(info.state, LLM_LINK_READY);
+    assert_ok(llm_check_link_status(bed->decoder.dd, bed->prompts[0].id));
+    // Once the other one has gone the id is free.
+    unlink_parties(&bed->decoder, &bed->prompts[0]);
+    assert_ok(link_one(&impostor, &cluster, NULL));
+    close_party(&impostor);
 }
 
 static void
@@ -837,6 +858,7 @@ static const struct CMUnitTest tests[] = {
     TEST(conformance_6_1_rule_04_the_hello_is_acknowledged_before_link_returns),
     TEST(conformance_6_1_rule_05_the_remote_cluster_id_is_verified),
     TEST(conformance_6_1_rule_06_a_restarted_decoder_replaces_its_stale_link_at_once),
+    TEST(conformance_6_1_rule_06_a_living_decoders_link_is_not_taken_by_another_of_its_id),
     TEST(conformance_6_1_rule_07_decoders_of_one_address_are_told_apart_by_their_ids),
     TEST(conformance_6_1_rule_08_a_broken_link_is_replaced_by_link),
     TEST(conformance_6_1_rule_09_remote_role_type_is_ignored),

@@ -589,10 +589,10 @@ static void
 test_questions_about_what_is_not_there(void **state)
 {
     (void)state;
-    static const struct lli_key keys[] = {{LLM_KEY_REQUEST, 1, 0},
-                                          {LLM_KEY_PREFIX, UINT64_MAX, UINT64_MAX},
-                                          {LLM_KEY_BLOCKS, 0, 0},
-                                          {LLM_KEY_NONE, 0, 0}};
+    static const struct lli_key keys[] = {{LLM_KEY_REQUEST, 1, 0, 0},
+                                          {LLM_KEY_PREFIX, UINT64_MAX, UINT64_MAX, 0},
+                                          {LLM_KEY_BLOCKS, 0, 0, 0},
+                                          {LLM_KEY_NONE, 0, 0, 0}};
     static const uint64_t slots[] = {0, SLOTS, UINT64_MAX};
     struct raw_link link;
     raw_link_open(&link, ports[0], RAW_STRANGER);
@@ -630,7 +630,7 @@ test_malformed_questions(void **state)
 {
     (void)state;
     static const enum lli_message_type types[] = {LLI_QUERY, LLI_DONE};
-    struct lli_request request = {.by = LLI_BY_KEY, .key = {LLM_KEY_REQUEST, 1, 2}};
+    struct lli_request request = {.by = LLI_BY_KEY, .key = {LLM_KEY_REQUEST, 1, 2, 0}};
     for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
         struct raw_message message;
         struct raw_link link;
