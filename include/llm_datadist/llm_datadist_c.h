@@ -546,6 +546,10 @@ typedef struct llm_progress {
     uint64_t token;         /* the library's: names a push that was cut, at the peer */
 } llm_progress;
 
+/* Whether the caller wants its transfer ended, because of a signal for instance: another answer than 0
+ * ends it as LLM_TRANSFER_CANCELLED.  Called on the caller's thread; must not call the library. */
+typedef int (*llm_interrupt)(void *arg);
+
 /* Which layers.  Start from LLM_KV_CACHE_EXT_PARAM_INIT; NULL means the same.
  * Ranges are inclusive; {-1, -1} means all layers.  Source and destination ranges have the same
  * length; tensor_num_per_layer (1..255) must divide the number of tensors when ranges are given. */
@@ -574,11 +578,15 @@ typedef struct llm_kv_cache_ext_param {
     /* Not NULL: where to go on, and on return, also of a failed call, how far it has come.  Of a
      * started transfer it is read only; ask llm_transfer_get_progress. */
     llm_progress *progress;
+    /* Not NULL, of a call that waits: asked every 20 ms or so while the transfer runs. */
+    llm_interrupt interrupted;
+    void *interrupted_arg;
 } llm_kv_cache_ext_param;
 
 #define LLM_KV_CACHE_EXT_PARAM_INIT                                                                \
     {                                                                                              \
-        sizeof(llm_kv_cache_ext_param), {-1, -1}, {-1, -1}, 2, 0, NULL, 0, 0, 0, 0, 0, NULL        \
+        sizeof(llm_kv_cache_ext_param), {-1, -1}, {-1, -1}, 2, 0, NULL, 0, 0, 0, 0, 0, NULL, NULL, \
+            NULL                                                                                   \
     }
 
 #define LLM_NOTIFICATION_BYTES_MAX 4096

@@ -85,6 +85,7 @@ lli_read_layers(const llm_kv_cache_ext_param *param, struct lli_layers *ret_laye
         .release_lease = known.release_lease != 0,
         .progress = ret_layers->progress,
         .callers_progress = known.progress,
+        .interrupt = {known.interrupted, known.interrupted_arg},
     };
     return LLM_SUCCESS;
 }
@@ -284,6 +285,7 @@ lli_go(llm_datadist *dd, struct lli_transfer_args *args, const struct lli_layers
     args->notification_bytes = layers->notification_bytes;
     args->keep_key = layers->keep_key;
     args->release_lease = layers->release_lease;
+    args->interrupt = layers->interrupt;
     args->progress = layers->callers_progress != NULL ? &progress : NULL;
     llm_status status = ret_transfer_id != NULL
                             ? lli_transfer_start(&dd->node, args, ret_transfer_id)

@@ -23,6 +23,7 @@ struct lli_layers {
     bool release_lease;
     llm_progress progress;
     llm_progress *callers_progress; // or NULL
+    struct lli_interrupt interrupt;
 };
 
 bool lli_layers_given(int32_t first, int32_t last);

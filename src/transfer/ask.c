@@ -132,8 +132,8 @@ wait_until(struct waiter *waiter, uint64_t deadline_ns)
 
 llm_status
 lli_ask_and_wait(struct lli_link *link, enum lli_message_type type,
-                 const struct lli_request *request, uint64_t deadline_ns,
-                 struct lli_answer *ret_answer, char *why, size_t why_size)
+                 const struct lli_request *request, const struct lli_interrupt *interrupt,
+                 uint64_t deadline_ns, struct lli_answer *ret_answer, char *why, size_t why_size)
 {
     struct waiter waiter = {
         .ask.answered = wake,
@@ -148,12 +148,18 @@ lli_ask_and_wait(struct lli_link *link, enum lli_message_type type,
     pthread_mutex_init(&waiter.lock, NULL);
     lli_cond_init(&waiter.changed);
     lli_loop_call(link->node->loop, begin, &waiter);
-    if (!wait_until(&waiter, deadline_ns)) {
+    llm_status given_up = LLM_TRANSFER_PENDING;
+    while (given_up == LLM_TRANSFER_PENDING) {
+        if (wait_until(&waiter, lli_interrupt_slice(interrupt, deadline_ns)))
+            break;
+        given_up = lli_interrupt_ask(interrupt, deadline_ns);
+    }
+    if (given_up != LLM_TRANSFER_PENDING) {
         lli_loop_call(link->node->loop, give_up, &waiter);
         // It may have been answered at the last moment.
         if (!wait_until(&waiter, 0)) {
-            waiter.status = LLM_WAIT_PROC_TIMEOUT;
-            snprintf(why, why_size, "the peer has not answered in time");
+            waiter.status = given_up;
+            snprintf(why, why_size, "the peer has not answered: %s", lli_interrupt_text(given_up));
         }
     }
     pthread_cond_destroy(&waiter.changed);

@@ -3,6 +3,7 @@
 #define LLI_ASK_H
 
 #include "link/link.h"
+#include "transfer/interrupt.h"
 #include "transfer/request.h"
 
 struct lli_ask {
@@ -19,10 +20,11 @@ void lli_ask_send(struct lli_link *link, struct lli_ask *ask, enum lli_message_t
 // The answer isn't wanted any more.  Harmless if it has come.  [loop's thread]
 void lli_ask_forget(struct lli_ask *ask);
 
-// Asks and waits for the answer: the peer's status, a broken link's, or LLM_WAIT_PROC_TIMEOUT, with
-// `why` filled in.  The link is acquired.  [any thread but the loop's]
+// Asks and waits for the answer: the peer's status, a broken link's, LLM_WAIT_PROC_TIMEOUT or
+// LLM_TRANSFER_CANCELLED, with `why` filled in.  The link is acquired.  [any thread but the loop's]
 llm_status lli_ask_and_wait(struct lli_link *link, enum lli_message_type type,
-                            const struct lli_request *request, uint64_t deadline_ns,
+                            const struct lli_request *request,
+                            const struct lli_interrupt *interrupt, uint64_t deadline_ns,
                             struct lli_answer *ret_answer, char *why, size_t why_size);
 
 // Handles ANSWER.  False if it is malformed.  [loop's thread]

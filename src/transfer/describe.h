@@ -3,6 +3,7 @@
 #define LLI_DESCRIBE_H
 
 #include "link/link.h"
+#include "transfer/interrupt.h"
 #include "transfer/request.h"
 #include "transfer/source.h"
 
@@ -36,6 +37,7 @@ struct lli_transfer_args {
     bool release_lease;
     llm_progress *progress; // or NULL; of a started transfer only read
     uint64_t deadline_ns;
+    struct lli_interrupt interrupt;
     const void *notification; // for the peer, when all has arrived
     size_t notification_bytes;
 };

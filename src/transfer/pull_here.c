@@ -15,11 +15,16 @@ copy_entered(const struct lli_transfer_args *args, struct lli_source_cache *sour
     copy->src_tensors = source->tensors;
     copy->pid = source->pid;
     copy->checked = source->link->checksum;
-    if (lli_crew_copy(source->link->node->crew, copy, args->deadline_ns))
-        return LLM_SUCCESS;
-    return lli_fail(LLM_WAIT_PROC_TIMEOUT, "transfer",
-                    "pull from cluster %llu: the time was up after %llu of %llu bytes",
-                    (unsigned long long)args->cluster_id, (unsigned long long)copy->position,
+    llm_status status = LLM_TRANSFER_PENDING;
+    while (status == LLM_TRANSFER_PENDING) {
+        if (lli_crew_copy(source->link->node->crew, copy,
+                          lli_interrupt_slice(&args->interrupt, args->deadline_ns)))
+            return LLM_SUCCESS;
+        status = lli_interrupt_ask(&args->interrupt, args->deadline_ns);
+    }
+    return lli_fail(status, "transfer", "pull from cluster %llu: %s after %llu of %llu bytes",
+                    (unsigned long long)args->cluster_id, lli_interrupt_text(status),
+                    (unsigned long long)copy->position,
                     (unsigned long long)copy->plan->total_bytes);
 }
 
@@ -28,12 +33,17 @@ enter_waiting(const struct lli_transfer_args *args, struct lli_source_cache *sou
 {
     char why[LLI_REASON_BYTES];
     llm_status status = lli_source_enter(source, why, sizeof(why));
-    while (status == LLM_LINK_BUSY && lli_now_ns() < args->deadline_ns) {
+    uint64_t slice_ns = lli_interrupt_slice(&args->interrupt, args->deadline_ns);
+    while (status == LLM_LINK_BUSY) {
+        if (lli_now_ns() >= slice_ns) {
+            llm_status answer = lli_interrupt_ask(&args->interrupt, args->deadline_ns);
+            if (answer != LLM_TRANSFER_PENDING)
+                return lli_describe_failure(args, answer, why);
+            slice_ns = lli_interrupt_slice(&args->interrupt, args->deadline_ns);
+        }
         sched_yield();
         status = lli_source_enter(source, why, sizeof(why));
     }
-    if (status == LLM_LINK_BUSY)
-        status = LLM_WAIT_PROC_TIMEOUT;
     return status == LLM_SUCCESS ? status : lli_describe_failure(args, status, why);
 }
 
@@ -74,8 +84,8 @@ tell_owner(struct lli_link *link, const struct lli_transfer_args *args,
         return LLM_SUCCESS;
     request.key.stamp = source->remote.key_stamp;
     struct lli_request done = lli_describe_done(&request, source->remote.generation);
-    llm_status status =
-        lli_ask_and_wait(link, LLI_DONE, &done, args->deadline_ns, &answer, why, sizeof(why));
+    llm_status status = lli_ask_and_wait(link, LLI_DONE, &done, &args->interrupt, args->deadline_ns,
+                                         &answer, why, sizeof(why));
     return status == LLM_SUCCESS ? status : lli_describe_failure(args, status, why);
 }
 

@@ -687,8 +687,14 @@ converse(struct lli_node *node, struct lli_link *link, const struct lli_transfer
     struct transfer *t;
     LLI_TRY(new_transfer(link, args, false, &t));
     launch(t);
-    if (!wait_until(t, args->deadline_ns))
-        cancel_and_wait(node, t, LLM_WAIT_PROC_TIMEOUT);
+    llm_status given_up = LLM_TRANSFER_PENDING;
+    while (given_up == LLM_TRANSFER_PENDING) {
+        if (wait_until(t, lli_interrupt_slice(&args->interrupt, args->deadline_ns)))
+            break;
+        given_up = lli_interrupt_ask(&args->interrupt, args->deadline_ns);
+    }
+    if (given_up != LLM_TRANSFER_PENDING)
+        cancel_and_wait(node, t, given_up);
     llm_status status = t->status;
     if (status != LLM_SUCCESS)
         lli_describe_failure(args, status, t->text);
@@ -744,11 +750,12 @@ lli_transfer_query(struct lli_node *node, uint64_t cluster_id, const struct lli_
 {
     struct lli_link *link;
     char why[LLI_REASON_BYTES];
+    static const struct lli_interrupt never;
     LLI_TRY(lli_links_acquire(node, cluster_id, &link));
-    llm_status status =
-        link->view != NULL
-            ? look_into_directory(link, request, ret_answer, why, sizeof(why))
-            : lli_ask_and_wait(link, LLI_QUERY, request, deadline_ns, ret_answer, why, sizeof(why));
+    llm_status status = link->view != NULL
+                            ? look_into_directory(link, request, ret_answer, why, sizeof(why))
+                            : lli_ask_and_wait(link, LLI_QUERY, request, &never, deadline_ns,
+                                               ret_answer, why, sizeof(why));
     lli_links_release(link);
     // A lease will do for a transfer; this is about the cache.
     if (status == LLM_SUCCESS && request->generation != 0 &&

@@ -37,7 +37,7 @@ try_open(struct end *end, const struct end_setup *setup, uint16_t port)
     char sync_ms[16];
     char liveness_ms[16];
     unsigned role = setup->role;
-    llm_option options[8] = {
+    llm_option options[9] = {
         {LLM_OPTION_DEVICE_ID, "0"},
         {LLM_OPTION_SYNC_CACHE_WAIT_TIME, sync_ms},
         {LLM_OPTION_LIVENESS_TIME, liveness_ms},
@@ -49,6 +49,8 @@ try_open(struct end *end, const struct end_setup *setup, uint16_t port)
         options[num_options++] = (llm_option){LLM_OPTION_LOCAL_COMM_RES, ""};
     if (setup->checksum)
         options[num_options++] = (llm_option){LLM_OPTION_CHECKSUM, "crc32c"};
+    if (setup->copies_alone)
+        options[num_options++] = (llm_option){LLM_OPTION_COPY_THREADS, "1"};
     if (setup->listens)
         options[num_options++] = (llm_option){LLM_OPTION_LISTEN_IP_INFO, address};
     snprintf(address, sizeof(address), "%s:%u", own_ip, port);
@@ -403,6 +405,8 @@ run(const struct job *job, struct end *end, const struct kv *local, uint64_t *re
     if (local->num_tensors % 2 != 0)
         param.tensor_num_per_layer = 1;
     param.timeout_ms = job->timeout_ms;
+    param.interrupted = job->interrupted;
+    param.interrupted_arg = job->interrupted_arg;
     param.notification = job->note;
     param.notification_bytes = job->note_bytes;
     return job->slot ? run_slot(job, end, &cache, remote, &param, ret_id)

@@ -51,6 +51,7 @@ struct end_setup {
     bool version_1; // nothing asks for version 2
     bool listens;
     bool checksum;        // asks for crc32c
+    bool copies_alone;    // one thread copies a pull; of this process' ends only
     uint16_t port;        // at which it listens, if that is free; 0 means any
     unsigned sync_ms;     // 0 means long
     unsigned liveness_ms; // 0 means long enough for a slow machine
@@ -122,6 +123,8 @@ struct job {
     const void *note; // notification
     size_t note_bytes;
     uint32_t timeout_ms;
+    llm_interrupt interrupted;
+    void *interrupted_arg;
 };
 
 llm_status job_run(const struct job *job, struct end *end, const struct kv *local);

@@ -110,10 +110,10 @@ give_up_transfer(PyObject *give_up, uint64_t id)
     PyErr_Restore(type, value, traceback);
 }
 
-// Waits in slices, between which signals are handled; if a handler raises, give_up(id) is called, which
-// is to release the transfer.
+// A push's end may have to wait for its peer: it is started and awaited in slices, between which signals
+// are handled.  If a handler raises, give_up(id) is called, which is to release the transfer.
 static PyObject *
-run_interruptibly(llm_datadist *dd, struct transfer t, PyObject *give_up)
+push_interruptibly(llm_datadist *dd, struct transfer t, PyObject *give_up)
 {
     llm_status status;
     uint64_t id = 0;
@@ -136,6 +136,38 @@ run_interruptibly(llm_datadist *dd, struct transfer t, PyObject *give_up)
     return status_of(status);
 }
 
+struct handling {
+    PyThreadState *thread;
+    bool raised;
+};
+
+// Handles signals in the middle of a C call.
+static int
+handle_signals(void *arg)
+{
+    struct handling *handling = arg;
+    PyEval_RestoreThread(handling->thread);
+    handling->raised = PyErr_CheckSignals() != 0;
+    handling->thread = PyEval_SaveThread();
+    return handling->raised;
+}
+
+static PyObject *
+pull_interruptibly(llm_datadist *dd, struct transfer t)
+{
+    struct handling handling = {0};
+    llm_kv_cache_ext_param param = LLM_KV_CACHE_EXT_PARAM_INIT;
+    if (t.param != NULL)
+        param = *t.param;
+    param.interrupted = handle_signals;
+    param.interrupted_arg = &handling;
+    t.param = &param;
+    handling.thread = PyEval_SaveThread();
+    llm_status status = run_transfer(dd, t);
+    PyEval_RestoreThread(handling.thread);
+    return handling.raised ? NULL : status_of(status);
+}
+
 // transfer(kind, ..., give_up) -> status; give_up may be None, where no signals are handled.
 PyObject *
 instance_transfer(PyObject *self, PyObject *args)
@@ -146,7 +178,9 @@ instance_transfer(PyObject *self, PyObject *args)
     if (!read_transfer(args, &t, &give_up))
         return NULL;
     if (give_up != Py_None)
-        return run_interruptibly(dd_of(self), t, give_up);
+        return t.kind == PUSH_CACHE || t.kind == PUSH_BLOCKS
+                   ? push_interruptibly(dd_of(self), t, give_up)
+                   : pull_interruptibly(dd_of(self), t);
     Py_BEGIN_ALLOW_THREADS status = run_transfer(dd_of(self), t);
     Py_END_ALLOW_THREADS return status_of(status);
 }
