@@ -41,8 +41,7 @@ answer_query(struct lli_link *link, struct lli_request *request, struct lli_answ
     struct lli_cache *cache;
     uint64_t lease;
     // First the stamp: were the key bound anew in between, the later DONE would not take it.
-    uint64_t stamp =
-        request->by == LLI_BY_KEY ? lli_keys_stamp(node->registry, &request->key) : 0;
+    uint64_t stamp = request->by == LLI_BY_KEY ? lli_keys_stamp(node->registry, &request->key) : 0;
     llm_status status = lli_answer_find(node, request, &cache, &lease, why, why_size);
     if (status != LLM_SUCCESS)
         return status;
