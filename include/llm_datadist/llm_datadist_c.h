@@ -521,12 +521,15 @@ typedef struct llm_cache_index {
      * Blocks and pushes take LLM_KEY_BLOCKS, slots the other kinds. */
     const llm_cache_key *key;
     /* Pushes, not NULL: where the selected tensors are, by their addresses in the peer's process;
-     * num_addrs is their number.  A slot goes to the address itself, block i to i strides behind it.
+     * num_addrs is their number, at most LLM_ADDRS_MAX.  A slot goes to the address itself, block i to
+     * i strides behind it.
      * Only memory of caches there can be reached.  cache_id, batch_index, key and dst_layer_range are
      * not read. */
     const uint64_t *addrs;
     size_t num_addrs;
 } llm_cache_index;
+
+#define LLM_ADDRS_MAX 1024
 
 /* How far a transfer has come.  Its bytes are counted as one stream: tensor after tensor (those of the
  * first device, then of the second, ...), and in each the blocks in the order of the lists.  So with

@@ -112,7 +112,12 @@ select_pushed(const struct lli_layers *layers, const struct pushed *pushed,
 static llm_status
 check_addresses(const struct lli_transfer_args *args, size_t num_addrs)
 {
-    if (args->by != LLI_BY_ADDRESS || num_addrs == args->num_tensors)
+    if (args->by != LLI_BY_ADDRESS)
+        return LLM_SUCCESS;
+    if (num_addrs > LLM_ADDRS_MAX)
+        return lli_fail(LLM_PARAM_INVALID, "transfer",
+                        "there are %zu addrs, at most %d in one call", num_addrs, LLM_ADDRS_MAX);
+    if (num_addrs == args->num_tensors)
         return LLM_SUCCESS;
     return lli_fail(LLM_PARAM_INVALID, "transfer", "there are %zu addrs for %u tensors", num_addrs,
                     args->num_tensors);

@@ -333,6 +333,11 @@ find_addresses(struct serve *serve, char *why, size_t why_size)
     const struct lli_request *request = &serve->request;
     uint64_t bytes = UINT64_MAX;
     bool known = find_span(request, &bytes);
+    if (request->num_tensors > LLM_ADDRS_MAX) {
+        snprintf(why, why_size, "%u addresses are named, at most %d in one request",
+                 request->num_tensors, LLM_ADDRS_MAX);
+        return LLM_PARAM_INVALID;
+    }
     struct lli_cache **caches = lli_calloc(request->num_tensors, sizeof(struct lli_cache *));
     serve->tensors = lli_malloc(request->num_tensors * sizeof(*serve->tensors));
     if (caches != NULL)

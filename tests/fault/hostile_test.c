@@ -712,6 +712,20 @@ test_addresses_out_of_range(void **state)
     }
 }
 
+// Each would be looked for among all caches, by the thread that serves everybody.
+static void
+test_more_addresses_than_one_request_may_name(void **state)
+{
+    static uint64_t many[LLM_ADDRS_MAX + 1];
+    struct lli_block_run runs[] = {{0, 1}};
+    struct lli_request request = good_request(true, runs, 1);
+    (void)state;
+    request.by = LLI_BY_ADDRESS;
+    request.addresses = many;
+    request.num_tensors = LLM_ADDRS_MAX + 1;
+    expect_request_refused(&request);
+}
+
 // So many addresses as there aren't bytes for.
 static void
 test_more_addresses_than_were_sent(void **state)
@@ -922,6 +936,7 @@ main(int argc, char **argv)
         TEST(test_malformed_questions),
         TEST(test_answers_to_questions_never_asked),
         TEST(test_addresses_out_of_range),
+        TEST(test_more_addresses_than_one_request_may_name),
         TEST(test_more_addresses_than_were_sent),
         TEST(test_positions_beyond_the_end),
         TEST(test_memory_files),
