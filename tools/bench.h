@@ -112,6 +112,7 @@ struct bench_node_options {
     const char *transports;
     unsigned connections; // 0: the default
     unsigned threads;     // that copy; 0: the default
+    bool checked;         // with llm.Checksum
     uint64_t pool_bytes;  // 0: the default
 };
 
@@ -345,8 +346,9 @@ enum {
     BENCH_UCX_HOST = 16, // UCX over cma
     BENCH_UCX_NET = 32,  // UCX over tcp, and with failure detection
     BENCH_FEW = 64,      // of tcp only the default number of connections
+    BENCH_CHECKED = 128, // those of one thread and of two connections with checksums as well
     BENCH_UCX = BENCH_UCX_HOST | BENCH_UCX_NET,
-    BENCH_OWN_WAYS = 15 // all but UCX
+    BENCH_OWN_WAYS = 15 // all but UCX and checksums
 };
 
 // Both processes ready to move a work: instances, links, caches, raw connections.
@@ -359,6 +361,8 @@ struct bench_setup {
     struct bench_node local_prompt;                   // a Prompt in this process
     struct bench_node host[1 + BENCH_THREADS_MAX];    // Decoders over local and shm, by threads
     struct bench_node tcp[1 + BENCH_CONNECTIONS_MAX]; // Decoders by number of connections
+    struct bench_node checked_host;                   // with checksums: one thread
+    struct bench_node checked_tcp;                    // two connections
     struct bench_raw raw[1 + BENCH_CONNECTIONS_MAX];
     struct bench_pieces owner_pieces;
     struct bench_pieces host_pieces[1 + BENCH_THREADS_MAX];
@@ -369,7 +373,8 @@ enum {
     BENCH_OWNER_CLUSTER = 1,
     BENCH_LOCAL_CLUSTER = 2,
     BENCH_HOST_CLUSTER = 100,
-    BENCH_TCP_CLUSTER = 200
+    BENCH_TCP_CLUSTER = 200,
+    BENCH_CHECKED_CLUSTER = 300 // and the next one
 };
 
 // A bit (1 << n) for each number n of copy threads, and of tcp connections, that is wanted.
@@ -377,6 +382,8 @@ bool bench_setup_open(struct bench_setup *setup, struct bench *bench, const stru
                       unsigned threads, unsigned connections);
 void bench_setup_close(struct bench_setup *setup);
 bool bench_setup_raw(struct bench_setup *setup, unsigned connections);
+// Decoders whose links are checked, of an open setup.
+bool bench_setup_checked(struct bench_setup *setup, bool host, bool tcp);
 
 // Moves `work` every way that `ways` names, round by round (bench_case.c).
 bool bench_run_copy(struct bench *bench, struct bench_table *table, const struct bench_work *work,

@@ -51,6 +51,15 @@ static const struct way all_ways[] = {
     TCP_WAYS(2, "2"),
     TCP_WAYS(4, "4"),
     TCP_WAYS(8, "8"),
+    {"shm pull, crc32c", BENCH_HOST | BENCH_CHECKED, PULL, SHM, 1, false, {"shm pull, 1 thread"}},
+    {"tcp pull x2, crc32c", BENCH_TCP | BENCH_CHECKED, PULL, TCP, 2, false, {"tcp pull x2"}},
+    {"tcp push x2, crc32c",
+     BENCH_TCP | BENCH_PUSHES | BENCH_CHECKED,
+     PUSH,
+     TCP,
+     2,
+     false,
+     {"tcp push x2"}},
 };
 
 enum { NUM_WAYS = sizeof(all_ways) / sizeof(all_ways[0]) };
@@ -69,6 +78,8 @@ receiver(struct contest *c, const struct way *way)
 {
     if (way->kind == COPY_PLAIN || way->kind == COPY_STREAM || way->kind == READV)
         return &c->setup.host[1];
+    if ((way->needs & BENCH_CHECKED) != 0)
+        return way->transport == TCP ? &c->setup.checked_tcp : &c->setup.checked_host;
     return way->transport == TCP ? &c->setup.tcp[way->number] : &c->setup.host[way->number];
 }
 
@@ -311,7 +322,9 @@ bench_run_copy(struct bench *bench, struct bench_table *table, const struct benc
         bench_setup_open(&c->setup, bench, work, (ways & BENCH_HOST) != 0 ? 1u << 1 | 1u << 2 : 0,
                          wanted_connections(bench, ways));
     if (ok) {
-        ok = choose_ways(c, open_ucx(c, ways)) && run_rounds(c) && verify(c);
+        ok = ((ways & BENCH_CHECKED) == 0 ||
+              bench_setup_checked(&c->setup, (ways & BENCH_HOST) != 0, (ways & BENCH_TCP) != 0)) &&
+             choose_ways(c, open_ucx(c, ways)) && run_rounds(c) && verify(c);
         bench_owner_stop(&bench->ucx);
         bench_setup_close(&c->setup);
     }

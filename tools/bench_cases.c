@@ -22,7 +22,9 @@ run_blocks(struct bench *bench, struct bench_table *table, const struct bench_ca
              (unsigned long long)slots, bench_size(which->number, size),
              bench_size(bench_work_bytes(&work), total));
     bool ucx = bench->options->long_set || which->number >= 16 * kib;
-    return bench_run_copy(bench, table, &work, BENCH_OWN_WAYS | (ucx ? BENCH_UCX : 0));
+    bool checked = which->number == 64 * kib || which->number == 1024 * kib;
+    return bench_run_copy(bench, table, &work,
+                          BENCH_OWN_WAYS | (ucx ? BENCH_UCX : 0) | (checked ? BENCH_CHECKED : 0));
 }
 
 static bool
@@ -39,10 +41,11 @@ run_registered(struct bench *bench, struct bench_table *table, const struct benc
              "registered memory, %llu scattered blocks of %s, %s a transfer",
              (unsigned long long)slots, bench_size(which->number, size),
              bench_size(bench_work_bytes(&work), total));
-    return bench_run_copy(bench, table, &work,
-                          bench->options->long_set
-                              ? BENCH_OWN_WAYS | BENCH_UCX
-                              : BENCH_HOST | BENCH_READV | BENCH_PUSHES | BENCH_UCX_HOST);
+    unsigned ways = bench->options->long_set
+                        ? BENCH_OWN_WAYS | BENCH_UCX
+                        : BENCH_HOST | BENCH_READV | BENCH_PUSHES | BENCH_UCX_HOST;
+    bool checked = which->number == 64 * kib;
+    return bench_run_copy(bench, table, &work, ways | (checked ? BENCH_CHECKED : 0));
 }
 
 // ---- models ----

@@ -20,6 +20,8 @@ fill_options(const struct bench_node_options *wanted, llm_option *options, char 
         options[n++] = (llm_option){LLM_OPTION_LISTEN_IP_INFO, "127.0.0.1:0"};
     if (wanted->transports != NULL)
         options[n++] = (llm_option){LLM_OPTION_TRANSPORTS, wanted->transports};
+    if (wanted->checked)
+        options[n++] = (llm_option){LLM_OPTION_CHECKSUM, "crc32c"};
     if (wanted->connections > 0) {
         snprintf(connections, 8, "%u", wanted->connections);
         options[n++] = (llm_option){LLM_OPTION_TCP_CONNECTIONS, connections};
@@ -40,7 +42,7 @@ bench_node_open(struct bench_node *node, const struct bench_node_options *wanted
                 struct bench_error *error)
 {
     char connections[8], threads[8], pool[64];
-    llm_option options[8];
+    llm_option options[9];
     memset(node, 0, sizeof(*node));
     node->cluster_id = wanted->cluster_id;
     llm_status status = llm_create(wanted->cluster_id,

@@ -67,6 +67,34 @@ open_tcp(struct bench_setup *setup, unsigned connections)
     return open_node(setup, &setup->tcp[connections], &decoder, &setup->tcp_pieces[connections]);
 }
 
+static bool
+open_checked(struct bench_setup *setup, struct bench_node *node,
+             const struct bench_node_options *options)
+{
+    struct bench_error *error = &setup->bench->error;
+    return bench_node_open(node, options, error) && bench_node_caches(node, setup->work, error) &&
+           bench_node_link(node, BENCH_OWNER_CLUSTER, setup->owner_port, error);
+}
+
+bool
+bench_setup_checked(struct bench_setup *setup, bool host, bool tcp)
+{
+    struct bench_node_options one_thread = {
+        .cluster_id = BENCH_CHECKED_CLUSTER,
+        .transports = "shm",
+        .threads = 1,
+        .checked = true,
+    };
+    struct bench_node_options two_connections = {
+        .cluster_id = BENCH_CHECKED_CLUSTER + 1,
+        .transports = "tcp",
+        .connections = 2,
+        .checked = true,
+    };
+    return (!host || open_checked(setup, &setup->checked_host, &one_thread)) &&
+           (!tcp || open_checked(setup, &setup->checked_tcp, &two_connections));
+}
+
 bool
 bench_setup_raw(struct bench_setup *setup, unsigned connections)
 {
@@ -118,6 +146,8 @@ bench_setup_close(struct bench_setup *setup)
         bench_pieces_fini(&setup->tcp_pieces[n]);
         bench_raw_close(&setup->raw[n]);
     }
+    bench_node_close(&setup->checked_host);
+    bench_node_close(&setup->checked_tcp);
     bench_node_close(&setup->local_prompt);
     bench_pieces_fini(&setup->owner_pieces);
     bench_blocks_fini(&setup->blocks);
