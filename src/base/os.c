@@ -5,6 +5,7 @@
 #include <limits.h>
 #include <netinet/tcp.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -70,10 +71,20 @@ lli_cond_wait_until(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t deadli
 uint64_t
 lli_random_u64(void)
 {
+    static _Atomic uint64_t count;
     uint64_t value = 0;
-    while (getrandom(&value, sizeof(value), 0) != (ssize_t)sizeof(value)) {
-    }
-    return value;
+    ssize_t got;
+    do {
+        got = getrandom(&value, sizeof(value), 0);
+    } while (got < 0 && errno == EINTR);
+    if (got == (ssize_t)sizeof(value))
+        return value;
+    // Forbidden here: others than our own numbers differ by time and process at least.
+    uint64_t z = lli_now_ns() + (uint64_t)getpid() * UINT64_C(0x9e3779b97f4a7c15) +
+                 atomic_fetch_add(&count, 1) * UINT64_C(0xbf58476d1ce4e5b9);
+    z = (z ^ z >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+    z = (z ^ z >> 27) * UINT64_C(0x94d049bb133111eb);
+    return z ^ z >> 31;
 }
 
 static int
