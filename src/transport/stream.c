@@ -49,6 +49,30 @@ lli_stream_fini(struct lli_stream *stream)
     pthread_mutex_destroy(&stream->lock);
 }
 
+// ---- taking a job away from the connections ----
+
+// No connection begins to write into the job's memory any more.
+static void
+unhook_locked(struct lli_stream *stream, struct lli_stream_job *job)
+{
+    lli_list_remove(&job->node);
+    for (size_t i = 0; i < stream->num_conns; i++) {
+        if (stream->conns[i]->in_job == job)
+            stream->conns[i]->in_job = NULL;
+    }
+}
+
+// None is writing into it.  A call that has begun ends soon: it doesn't wait for bytes.  Only the
+// instance's thread waits, so that two threads never wait for each other.
+static void
+wait_for_calls_locked(struct lli_stream *stream, const struct lli_stream_job *job)
+{
+    for (size_t i = 0; i < stream->num_conns; i++) {
+        while (stream->conns[i]->in_call == job)
+            pthread_cond_wait(&stream->call_ended, &stream->lock);
+    }
+}
+
 // ---- telling the instance's thread ----
 
 static void
@@ -67,6 +91,7 @@ take_finished(struct lli_stream *stream)
     if (!lli_list_empty(&stream->finished)) {
         job = LLI_LIST_ENTRY(stream->finished.next, struct lli_stream_job, node);
         lli_list_remove(&job->node);
+        wait_for_calls_locked(stream, job);
         lli_arrival_fini(&job->arrival);
     }
     pthread_mutex_unlock(&stream->lock);
@@ -406,6 +431,8 @@ begin_body(struct lli_stream_conn *conn)
         wrong = "the header of a frame has arrived with another checksum than it was sent with";
     if (wrong == NULL && (header.type != LLI_DATA || header.body_bytes > LLI_DATA_BODY_BYTES_MAX))
         wrong = "it sent something else than data on a data connection";
+    if (wrong == NULL && header.argument > UINT64_MAX - header.body_bytes)
+        wrong = "it sent data beyond the end of every transfer";
     if (wrong == NULL) {
         pthread_mutex_lock(&stream->lock);
         struct lli_stream_job *job = find_receiving_locked(stream, header.transfer_id);
@@ -471,22 +498,6 @@ receive_pieces(int fd, struct iovec *pieces, size_t num_pieces)
     return received;
 }
 
-// Nobody touches the job's memory any more, once this has returned.
-static void
-detach_locked(struct lli_stream *stream, struct lli_stream_job *job)
-{
-    lli_list_remove(&job->node);
-    for (size_t i = 0; i < stream->num_conns; i++) {
-        if (stream->conns[i]->in_job == job)
-            stream->conns[i]->in_job = NULL;
-    }
-    // A call that has begun ends soon: it doesn't wait for bytes.
-    for (size_t i = 0; i < stream->num_conns; i++) {
-        while (stream->conns[i]->in_call == job)
-            pthread_cond_wait(&stream->call_ended, &stream->lock);
-    }
-}
-
 // True if what has arrived of the frame is what was sent, or nobody wants it.
 static bool
 check_frame(struct lli_stream_conn *conn, uint64_t *ret_corrupt_position)
@@ -521,7 +532,7 @@ end_body(struct lli_stream_conn *conn)
         if (job->arrival.prefix == job->plan->total_bytes)
             finish_locked(conn, job);
     } else if (job != NULL) {
-        detach_locked(stream, job);
+        unhook_locked(stream, job);
         job->is_corrupt = true;
         job->corrupt_position = corrupt_position;
         finish_locked(conn, job);
@@ -617,7 +628,8 @@ void
 lli_stream_cancel_receive(struct lli_stream *stream, struct lli_stream_job *job)
 {
     pthread_mutex_lock(&stream->lock);
-    detach_locked(stream, job);
+    unhook_locked(stream, job);
+    wait_for_calls_locked(stream, job);
     lli_arrival_fini(&job->arrival);
     pthread_mutex_unlock(&stream->lock);
 }

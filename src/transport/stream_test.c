@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -97,6 +98,7 @@ struct side {
     uint64_t num_bytes;
     uintptr_t tensors[NUM_TENSORS];
     _Atomic unsigned num_done;
+    _Atomic bool is_cancelled; // what is received
 };
 
 static struct side *
@@ -145,7 +147,8 @@ obey(void *arg)
             lli_stream_cancel_send(order->stream, order->job);
         break;
     case CANCEL_RECEIVE:
-        if (side_of(order->job)->num_done == 0)
+        side_of(order->job)->is_cancelled = side_of(order->job)->num_done == 0;
+        if (side_of(order->job)->is_cancelled)
             lli_stream_cancel_receive(order->stream, order->job);
         break;
     // At once, from where a byte may land next.
@@ -1086,6 +1089,7 @@ test_hostile_frames_end_the_stream_and_nothing_lands(void **state)
         {"over the end", 1999, 1, 2, LLI_DATA},
         {"far beyond", UINT64_MAX, 1, 1, LLI_DATA},
         {"wraps around", UINT64_MAX - 5, 1, 10, LLI_DATA},
+        {"wraps around for nobody", UINT64_MAX - 5, 2, 10, LLI_DATA},
         {"empty beyond the end", 2001, 1, 0, LLI_DATA},
         {"longer than all", 0, 1, 2001, LLI_DATA},
     };
@@ -1253,6 +1257,132 @@ test_a_peer_that_goes_away_while_it_is_sent_to_is_noticed(void **state)
     close_side(&source);
 }
 
+// ---- streams with checksums ----
+
+// A sealed frame of one cell, with the sums of `side`; the bit that is flipped isn't in them.
+static void
+write_sealed_frame(int fd, const struct side *side, uint64_t position, uint32_t bytes,
+                   uint32_t flip_at)
+{
+    uint8_t frame[LLI_MESSAGE_HEADER_BYTES + 2000 + LLI_CELL_SUM_BYTES];
+    assert_true(bytes <= 2000);
+    lli_message_header_write(frame, &(struct lli_message_header){
+                                        .type = LLI_DATA,
+                                        .body_bytes = bytes,
+                                        .transfer_id = side->job.id,
+                                        .argument = position,
+                                    });
+    lli_message_seal(frame, NULL, 0);
+    uint8_t *body = frame + LLI_MESSAGE_HEADER_BYTES;
+    memcpy(body, byte_at(side, position), bytes);
+    lli_cells_sum(&side->plan, side->tensors, true, position, bytes, body + bytes);
+    if (flip_at < bytes)
+        body[flip_at] ^= 0x10;
+    write_raw(fd, frame, LLI_MESSAGE_HEADER_BYTES + bytes + LLI_CELL_SUM_BYTES);
+}
+
+static void
+test_a_frame_that_was_altered_ends_its_transfer_alone(void **state)
+{
+    struct side sources[2];
+    struct side sinks[2];
+    (void)state;
+    ends[0].stream.checked = true;
+    int fd = connect_raw(&ends[0]);
+    int other = connect_raw(&ends[0]);
+    for (unsigned i = 0; i < 2; i++) {
+        open_plain(&sources[i], 1 + i, true, 1000);
+        open_plain(&sinks[i], 1 + i, false, 1000);
+        give(RECEIVE, &ends[0], &sinks[i].job);
+    }
+    write_sealed_frame(fd, &sources[0], 0, 700, UINT32_MAX);
+    await(has_read_everything, &ends[0]);
+    write_sealed_frame(other, &sources[0], 900, 700, 300);
+    await(is_done, &sinks[0]);
+    assert_true(sinks[0].job.is_corrupt);
+    assert_int_equal(sinks[0].job.corrupt_position, 900);
+    assert_int_equal(sinks[0].job.arrival.prefix, 700);
+    write_sealed_frame(other, &sources[1], 0, 2000, UINT32_MAX);
+    await(is_done, &sinks[1]);
+    assert_false(sinks[1].job.is_corrupt);
+    assert_arrived(&sources[1], &sinks[1]);
+    assert_int_equal(sinks[0].num_done, 1);
+    assert_int_equal(ends[0].num_failed, 0);
+    close(fd);
+    close(other);
+    for (unsigned i = 0; i < 2; i++) {
+        close_side(&sources[i]);
+        close_side(&sinks[i]);
+    }
+}
+
+static void
+set_call(struct end *end, size_t conn, struct lli_stream_job *job)
+{
+    pthread_mutex_lock(&end->stream.lock);
+    end->stream.conns[conn]->in_call = job;
+    pthread_cond_broadcast(&end->stream.call_ended);
+    pthread_mutex_unlock(&end->stream.lock);
+}
+
+static bool
+is_in_no_list(struct end *end)
+{
+    pthread_mutex_lock(&end->stream.lock);
+    bool answer = lli_list_empty(&end->stream.receiving) && lli_list_empty(&end->stream.finished);
+    pthread_mutex_unlock(&end->stream.lock);
+    return answer;
+}
+
+static bool
+is_corrupt(struct end *end, const struct side *side)
+{
+    pthread_mutex_lock(&end->stream.lock);
+    bool answer = side->job.is_corrupt;
+    pthread_mutex_unlock(&end->stream.lock);
+    return answer;
+}
+
+static void *
+cancel_receive(void *arg)
+{
+    give(CANCEL_RECEIVE, &ends[0], arg);
+    return NULL;
+}
+
+// One connection finds that its frame was altered, another is writing into the same memory, and the
+// transfer is cancelled: it ends once, and nobody touches the job afterwards.
+static void
+test_a_cancel_beside_an_altered_frame_ends_the_job_once(void **state)
+{
+    struct side source;
+    struct side sink;
+    pthread_t canceller;
+    (void)state;
+    ends[0].stream.checked = true;
+    int fds[3];
+    for (size_t i = 0; i < LLI_COUNT(fds); i++)
+        fds[i] = connect_raw(&ends[0]);
+    open_plain(&source, 1, true, 1000);
+    open_plain(&sink, 1, false, 1000);
+    give(RECEIVE, &ends[0], &sink.job);
+    set_call(&ends[0], 1, &sink.job);
+    write_sealed_frame(fds[2], &source, 0, 700, 5);
+    while (!is_in_no_list(&ends[0]))
+        sched_yield();
+    assert_int_equal(pthread_create(&canceller, NULL, cancel_receive, &sink.job), 0);
+    while (!sink.is_cancelled && !is_corrupt(&ends[0], &sink))
+        sched_yield();
+    set_call(&ends[0], 1, NULL);
+    assert_int_equal(pthread_join(canceller, NULL), 0);
+    await(has_read_everything, &ends[0]);
+    assert_int_equal(sink.num_done, sink.is_cancelled ? 0 : 1);
+    for (size_t i = 0; i < LLI_COUNT(fds); i++)
+        close(fds[i]);
+    close_side(&source);
+    close_side(&sink);
+}
+
 // ---- adding connections ----
 
 static void
@@ -1323,6 +1453,10 @@ main(void)
         TEST(test_every_wrong_byte_of_the_protocol_ends_the_stream),
         TEST(test_a_peer_that_goes_away_is_noticed_at_every_byte),
         TEST(test_a_peer_that_goes_away_while_it_is_sent_to_is_noticed),
+        TEST(test_a_frame_that_was_altered_ends_its_transfer_alone),
+        // Needs a connection that is served beside the instance's thread.
+        {"test_a_cancel_beside_an_altered_frame_ends_the_job_once",
+         test_a_cancel_beside_an_altered_frame_ends_the_job_once, setup_lanes, teardown, NULL},
         TEST(test_there_is_a_limit_of_connections),
         TEST(test_without_memory_a_connection_is_closed),
     };
