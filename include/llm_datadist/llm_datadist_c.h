@@ -427,7 +427,8 @@ typedef struct llm_cache_key {
 LLM_API llm_status llm_bind_cache_keys(llm_datadist *dd, int64_t cache_id,
                                        const llm_cache_key *keys, size_t num_keys);
 
-/* Removes a key.  A deallocated cache goes with its last one.
+/* Removes a key.  A deallocated cache goes with its last one.  A pull that has found its slot by a prefix
+ * or blocks key goes on; a lease (section 8) tells when nobody reads a slot any more.
  * Returns LLM_SUCCESS, also for an unknown key; LLM_FAILED (not initialized); LLM_PARAM_INVALID. */
 LLM_API llm_status llm_remove_cache_key(llm_datadist *dd, const llm_cache_key *key);
 
@@ -506,6 +507,10 @@ LLM_API llm_status llm_unlink_clusters(llm_datadist *dd, const llm_cluster_info 
  * The local side is named by cache_id alone, the remote side by an llm_cache_index.  Calls on one
  * link may run side by side.  A transfer has no effect beyond the slots it names; after an error
  * their contents are undefined.
+ *
+ * Beside what the calls below list, each may return LLM_CACHE_STALE (if a generation or progress was
+ * given), LLM_CHECKSUM_MISMATCH (LLM_OPTION_CHECKSUM), LLM_LINK_BUSY (more than 1024 of one instance
+ * at once) and LLM_OUT_OF_MEMORY.  In version 2 LLM_TIMEOUT stands for LLM_WAIT_PROC_TIMEOUT.
  * ============================================================================================ */
 
 typedef struct llm_cache_index {
@@ -522,9 +527,8 @@ typedef struct llm_cache_index {
     const llm_cache_key *key;
     /* Pushes, not NULL: where the selected tensors are, by their addresses in the peer's process;
      * num_addrs is their number, at most LLM_ADDRS_MAX.  A slot goes to the address itself, block i to
-     * i strides behind it.
-     * Only memory of caches there can be reached.  cache_id, batch_index, key and dst_layer_range are
-     * not read. */
+     * i strides behind it.  Only memory of caches there can be reached.  cache_id, batch_index, key and
+     * dst_layer_range are not read; generation must be 0, and progress NULL. */
     const uint64_t *addrs;
     size_t num_addrs;
 } llm_cache_index;
@@ -575,8 +579,8 @@ typedef struct llm_kv_cache_ext_param {
     uint64_t dst_offset;
     /* 1: request keys stay (section 4). */
     uint32_t keep_key;
-    /* 1, with the generation of a lease: the owner is told when all has arrived, and the lease counts
-     * one release. */
+    /* Pulls; 1, with the generation of a lease: the owner is told when all has arrived, and the lease
+     * counts one release. */
     uint32_t release_lease;
     /* Not NULL: where to go on, and on return, also of a failed call, how far it has come.  Of a
      * started transfer it is read only; ask llm_transfer_get_progress. */
@@ -655,7 +659,7 @@ LLM_API llm_status llm_push_kv_blocks(llm_datadist *dd, const llm_cache *src,
                                       size_t num_dst_blocks, const llm_kv_cache_ext_param *param);
 
 /* What a linked peer has under a name: an id, or a key.
- * index: as for a transfer; a generation must be the cache's.  info: set struct_size before the call.
+ * index: as for a transfer, but addrs are not read; a generation must be the cache's.  info: set struct_size before the call.
  * Returns LLM_SUCCESS; LLM_FAILED (not initialized, the peer is gone); LLM_PARAM_INVALID;
  * LLM_NOT_YET_LINK; LLM_KV_CACHE_NOT_EXIST; LLM_CACHE_STALE; LLM_WAIT_PROC_TIMEOUT (after
  * LLM_OPTION_SYNC_CACHE_WAIT_TIME). */

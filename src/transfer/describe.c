@@ -214,18 +214,17 @@ llm_status
 lli_describe_source(struct lli_link *link, const struct lli_transfer_args *args,
                     struct lli_source_cache *ret_source)
 {
-    // All that must be known of the blocks here is whether they exist, and whether a lease holds them.
-    struct lli_block_run extent = {.count = 1};
+    // All that must be known of the blocks here is whether they exist, and whether a lease holds them:
+    // of the last one, and then of the first.
+    struct lli_block_run ends[2] = {{.count = 1}, {.count = 1}};
     struct lli_request request = lli_describe_names(args);
     char why[LLI_REASON_BYTES];
     if (args->kind == LLI_REQUEST_BLOCKS) {
-        extent.first = find_last_block(args->remote_blocks, args->num_blocks);
-        if (args->generation != 0) {
-            uint64_t first = find_first_block(args->remote_blocks, args->num_blocks);
-            extent = (struct lli_block_run){.first = first, .count = extent.first - first + 1};
-        }
-        request.runs = &extent;
-        request.num_runs = 1;
+        ends[0].first = find_last_block(args->remote_blocks, args->num_blocks);
+        if (args->generation != 0)
+            ends[1].first = find_first_block(args->remote_blocks, args->num_blocks);
+        request.runs = ends;
+        request.num_runs = args->generation != 0 ? 2 : 1;
     }
     if (args->bytes_min != 0)
         request.bytes = args->bytes_min;

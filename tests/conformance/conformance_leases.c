@@ -488,6 +488,38 @@ await_unlinked(const struct party *party, uint64_t cluster_id)
     assert_false(is_linked(party, cluster_id));
 }
 
+static llm_status
+pull_first_and(uint64_t generation, uint64_t far)
+{
+    uint64_t id = 0;
+    uint64_t src[] = {0, far};
+    uint64_t dst[] = {0, 1};
+    llm_cache_index index = index_under(&from, generation, 0);
+    return started ? end_started(&decoder,
+                                 llm_start_pull_kv_blocks(decoder.dd, &index, &to.cache, src, 2,
+                                                          dst, 2, NULL, &id),
+                                 &id)
+                   : llm_pull_kv_blocks(decoder.dd, &index, &to.cache, src, 2, dst, 2, NULL);
+}
+
+// Also where the last of them is so far away that their number can't be counted.
+static void
+test_blocks_that_do_not_exist_are_in_no_generation(void **state)
+{
+    static const uint64_t far[] = {SLOTS, UINT32_MAX, INT64_MAX, UINT64_MAX};
+    (void)state;
+    llm_cache_info info = {.struct_size = sizeof(info)};
+    assert_ok(llm_get_cache_info(prompt.dd, from.cache.cache_id, &info));
+    uint64_t lease = lease_all(&from);
+    for (size_t i = 0; i < sizeof(far) / sizeof(far[0]); i++) {
+        assert_status(pull_first_and(info.generation, far[i]), LLM_PARAM_INVALID);
+        llm_status status = pull_first_and(lease, far[i]);
+        assert_true(status == LLM_PARAM_INVALID || status == LLM_CACHE_STALE);
+    }
+    assert_kv(&to);
+    must_close(lease);
+}
+
 static void
 test_a_restarted_owner_has_other_generations(void **state)
 {
@@ -775,6 +807,7 @@ static const struct CMUnitTest tests[] = {
     BOTH(test_keys_and_leases_go_together),
     BOTH(test_the_end_of_the_cache_ends_its_leases),
     BOTH(test_a_generation_is_one_cache_for_ever),
+    BOTH(test_blocks_that_do_not_exist_are_in_no_generation),
     BOTH(test_a_restarted_owner_has_other_generations),
     BOTH_ONE(test_a_push_can_name_a_generation),
     BOTH_ONE(test_registered_memory_can_be_leased),
