@@ -542,15 +542,16 @@ typedef struct llm_cache_index {
  *     bytes_arrived >= (t * num_blocks + i + 1) * stride
  *
  * A transfer that failed is continued by the same call with the same llm_progress: only what lies
- * behind bytes_arrived moves.  If the peer's cache is another one by then: LLM_CACHE_STALE, and
- * nothing moves.  Fill it with zeros, and set struct_size, before the first call. */
+ * behind bytes_arrived moves.  If the peer's cache is another one by then, or the key of a pull was
+ * bound anew: LLM_CACHE_STALE, and nothing moves.  Fill it with zeros, and set struct_size, before the
+ * first call. */
 typedef struct llm_progress {
     size_t struct_size;
     uint64_t generation;    /* of the peer's cache */
     uint64_t bytes_arrived; /* from the beginning, without a gap; of a push, as far as known here */
     uint64_t total_bytes;   /* 0: not known yet */
     uint64_t bytes_moved;   /* by the last call */
-    uint64_t token;         /* the library's: names a push that was cut, at the peer */
+    uint64_t token;         /* the library's: names a push that was cut, or what a key led to */
 } llm_progress;
 
 /* Whether the caller wants its transfer ended, because of a signal for instance: another answer than 0

@@ -20,13 +20,19 @@ bucket_of(struct lli_registry *registry, const struct lli_key *key)
     return &registry->keys[lli_key_hash(key) % LLI_NUM_KEY_BUCKETS];
 }
 
+static uint64_t
+stamp_of(const struct lli_registry *registry, const struct binding *binding)
+{
+    return LLI_LOAD(registry->segment->layout->keys[binding->key_entry].stamp);
+}
+
 static struct binding *
 find_locked(struct lli_registry *registry, const struct lli_key *key)
 {
     LLI_LIST_FOR(node, bucket_of(registry, key)) {
         struct binding *binding = LLI_LIST_ENTRY(node, struct binding, in_bucket);
         if (lli_key_equal(&binding->key, key))
-            return binding;
+            return key->stamp == 0 || key->stamp == stamp_of(registry, binding) ? binding : NULL;
     }
     return NULL;
 }
@@ -185,12 +191,6 @@ lli_keys_hold(struct lli_registry *registry, const struct lli_key *key, uint64_t
     return cache;
 }
 
-static uint64_t
-stamp_of(const struct lli_registry *registry, const struct binding *binding)
-{
-    return LLI_LOAD(registry->segment->layout->keys[binding->key_entry].stamp);
-}
-
 uint64_t
 lli_keys_stamp(struct lli_registry *registry, const struct lli_key *key)
 {
@@ -237,8 +237,7 @@ take_key_locked(struct lli_registry *registry, const struct lli_taken *taken)
 {
     struct binding *binding = find_locked(registry, &taken->key);
     if (binding == NULL ||
-        (taken->generation != 0 && binding->cache->generation != taken->generation) ||
-        (taken->key.stamp != 0 && stamp_of(registry, binding) != taken->key.stamp))
+        (taken->generation != 0 && binding->cache->generation != taken->generation))
         return LLM_KV_CACHE_NOT_EXIST;
     if (binding->key.kind == LLM_KEY_REQUEST)
         take_locked(registry, binding, taken);

@@ -338,11 +338,14 @@ test_a_key_that_was_bound_anew_is_not_taken_by_an_earlier_pull(void **state)
     assert_int_equal(lli_keys_stamp(&registry, &key), 0);
     // The same name of the same slot of the same cache, for other contents.
     must_bind(id, request_key(1));
-    assert_true(take(key, generation_of(key), 0, TENSORS) == LLM_KV_CACHE_NOT_EXIST);
-    assert_true(is_bound(key));
+    uint64_t slot;
+    assert_null(lli_keys_hold(&registry, &key, &slot));
+    assert_true(take(key, generation_of(request_key(1)), 0, TENSORS) == LLM_KV_CACHE_NOT_EXIST);
+    assert_true(is_bound(request_key(1)));
+    key = request_key(1);
     key.stamp = lli_keys_stamp(&registry, &key);
-    assert_true(take(key, generation_of(key), 0, TENSORS) == LLM_SUCCESS);
-    assert_false(is_bound(key));
+    assert_true(take(key, generation_of(request_key(1)), 0, TENSORS) == LLM_SUCCESS);
+    assert_false(is_bound(request_key(1)));
 }
 
 static void

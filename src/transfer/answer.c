@@ -40,8 +40,9 @@ answer_query(struct lli_link *link, struct lli_request *request, struct lli_answ
     struct lli_node *node = link->node;
     struct lli_cache *cache;
     uint64_t lease;
-    // First the stamp: were the key bound anew in between, the later DONE would not take it.
-    uint64_t stamp = request->by == LLI_BY_KEY ? lli_keys_stamp(node->registry, &request->key) : 0;
+    // First the stamp: what is found is what was bound then.
+    request->key.stamp =
+        request->by == LLI_BY_KEY ? lli_keys_stamp(node->registry, &request->key) : 0;
     llm_status status = lli_answer_find(node, request, &cache, &lease, why, why_size);
     if (status != LLM_SUCCESS)
         return status;
@@ -60,7 +61,7 @@ answer_query(struct lli_link *link, struct lli_request *request, struct lli_answ
         .generation = cache->generation,
         .bytes_arrived =
             lli_cuts_take(node, link->peer.incarnation, request->token, cache->generation),
-        .key_stamp = stamp,
+        .key_stamp = request->key.stamp,
     };
     lli_registry_put(node->registry, cache);
     return status;
@@ -81,10 +82,11 @@ answer_done(struct lli_link *link, const struct lli_request *request, char *why,
         .first_tensor = request->first_tensor,
         .num_tensors = request->num_tensors,
     };
-    if (request->release_lease)
-        lli_leases_release(registry, request->token);
-    if (request->keep_key || lli_keys_take(registry, &taken) == LLM_SUCCESS)
+    if (request->keep_key || lli_keys_take(registry, &taken) == LLM_SUCCESS) {
+        if (request->release_lease)
+            lli_leases_release(registry, request->token);
         return LLM_SUCCESS;
+    }
     char what[96];
     lli_request_describe(request, what, sizeof(what));
     snprintf(why, why_size, "the %s has been taken by another pull, or removed", what);

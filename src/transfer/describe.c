@@ -153,13 +153,18 @@ lli_describe_side(const struct lli_transfer_args *args, struct lli_plan *ret_pla
 }
 
 llm_status
-lli_describe_resume(llm_progress *progress, uint64_t generation, uint64_t total_bytes, char *why,
-                    size_t why_size)
+lli_describe_resume(llm_progress *progress, const struct lli_request *request, uint64_t generation,
+                    uint64_t total_bytes, char *why, size_t why_size)
 {
     if (progress->generation != 0 && progress->generation != generation) {
         snprintf(why, why_size,
                  "the transfer began with generation %llu of the peer's cache, now it is %llu",
                  (unsigned long long)progress->generation, (unsigned long long)generation);
+        return LLM_CACHE_STALE;
+    }
+    // Half of what the key named and half of what it names would be neither.
+    if (progress->generation != 0 && !request->push && progress->token != request->key.stamp) {
+        snprintf(why, why_size, "the transfer began when the key was bound to something else");
         return LLM_CACHE_STALE;
     }
     if ((progress->total_bytes != 0 && progress->total_bytes != total_bytes) ||
@@ -172,6 +177,8 @@ lli_describe_resume(llm_progress *progress, uint64_t generation, uint64_t total_
     }
     progress->generation = generation;
     progress->total_bytes = total_bytes;
+    if (!request->push)
+        progress->token = request->key.stamp;
     return LLM_SUCCESS;
 }
 

@@ -58,10 +58,11 @@ llm_status lli_describe_pull(const struct lli_transfer_args *args,
                              const struct lli_source_cache *source, struct lli_plan *ret_plan);
 llm_status lli_describe_side(const struct lli_transfer_args *args, struct lli_plan *ret_plan);
 
-// Where in the stream of `total_bytes` a transfer goes on, and into which cache of the peer's it must
-// go.  LLM_CACHE_STALE if that is another one by now; `why` says what is wrong.
-llm_status lli_describe_resume(llm_progress *progress, uint64_t generation, uint64_t total_bytes,
-                               char *why, size_t why_size);
+// Where in the stream of `total_bytes` a transfer goes on, and with which cache of the peer's.
+// LLM_CACHE_STALE if that, or what its key leads to, is another by now; `why` says what is wrong.
+llm_status lli_describe_resume(llm_progress *progress, const struct lli_request *request,
+                               uint64_t generation, uint64_t total_bytes, char *why,
+                               size_t why_size);
 
 // Must the owner be told when a pull has arrived?  `slot_has_request`: as far as is known.
 bool lli_describe_tells(const struct lli_request *request, bool slot_has_request);

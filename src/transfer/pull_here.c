@@ -71,6 +71,16 @@ copy_from(const struct lli_transfer_args *args, struct lli_source_cache *source,
     return status;
 }
 
+// What is asked for, and to what its key has led.
+static struct lli_request
+names_of(const struct lli_transfer_args *args, const struct lli_source_cache *source)
+{
+    struct lli_request names = lli_describe_names(args);
+    names.slot = source->slot;
+    names.key.stamp = source->remote.key_stamp;
+    return names;
+}
+
 // Tells the owner that all has arrived, if it must know.
 static llm_status
 tell_owner(struct lli_link *link, const struct lli_transfer_args *args,
@@ -78,11 +88,9 @@ tell_owner(struct lli_link *link, const struct lli_transfer_args *args,
 {
     char why[LLI_REASON_BYTES];
     struct lli_answer answer;
-    struct lli_request request = lli_describe_names(args);
-    request.slot = source->slot;
+    struct lli_request request = names_of(args, source);
     if (!lli_describe_tells(&request, (source->remote.flags & LLI_ENTRY_HAS_REQUESTS) != 0))
         return LLM_SUCCESS;
-    request.key.stamp = source->remote.key_stamp;
     struct lli_request done = lli_describe_done(&request, source->remote.generation);
     llm_status status = lli_ask_and_wait(link, LLI_DONE, &done, &args->interrupt, args->deadline_ns,
                                          &answer, why, sizeof(why));
@@ -109,7 +117,8 @@ resume(const struct lli_transfer_args *args, const struct lli_source_cache *sour
     char why[LLI_REASON_BYTES];
     if (args->progress == NULL)
         return LLM_SUCCESS;
-    llm_status status = lli_describe_resume(args->progress, source->remote.generation,
+    struct lli_request request = names_of(args, source);
+    llm_status status = lli_describe_resume(args->progress, &request, source->remote.generation,
                                             plan->total_bytes, why, sizeof(why));
     return status == LLM_SUCCESS ? status : lli_describe_failure(args, status, why);
 }

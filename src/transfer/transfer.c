@@ -290,13 +290,14 @@ resume(struct transfer *t, const struct lli_answer *answer, char *why, size_t wh
     if (!t->resumes)
         return LLM_SUCCESS;
     pthread_mutex_lock(&t->lock);
-    llm_status status =
-        lli_describe_resume(&t->progress, answer->generation, t->plan.total_bytes, why, why_size);
+    llm_status status = lli_describe_resume(&t->progress, &t->request, answer->generation,
+                                            t->plan.total_bytes, why, why_size);
     // Of a push the peer knows best what has arrived.
     if (status == LLM_SUCCESS && t->push)
         t->progress.bytes_arrived =
             lli_min(lli_max(t->progress.bytes_arrived, answer->bytes_arrived), t->plan.total_bytes);
-    t->progress.token = t->push ? t->id : 0;
+    if (t->push)
+        t->progress.token = t->id;
     t->request.start_position = t->progress.bytes_arrived;
     pthread_mutex_unlock(&t->lock);
     if (t->request.generation == 0)
@@ -312,6 +313,7 @@ peer_answered(struct lli_ask *ask, llm_status status, const char *text,
     char why[LLI_REASON_BYTES];
     snprintf(why, sizeof(why), "%s", text);
     t->asking = false;
+    t->request.key.stamp = answer->key_stamp;
     if (status == LLM_SUCCESS)
         status = take_length(t, answer, why, sizeof(why));
     if (status == LLM_SUCCESS)
@@ -321,7 +323,6 @@ peer_answered(struct lli_ask *ask, llm_status status, const char *text,
         return;
     }
     t->generation = answer->generation;
-    t->request.key.stamp = answer->key_stamp;
     t->slot_has_request = answer->slot_has_request;
     send_request(t);
 }
@@ -329,7 +330,8 @@ peer_answered(struct lli_ask *ask, llm_status status, const char *text,
 static void
 ask_peer(struct transfer *t)
 {
-    t->request.token = t->progress.token;
+    if (t->push)
+        t->request.token = t->progress.token;
     t->asking = true;
     t->ask.answered = peer_answered;
     lli_ask_send(t->link, &t->ask, LLI_QUERY, &t->request);
@@ -532,8 +534,8 @@ resume_copy(struct transfer *t, const struct lli_transfer_args *args)
     char why[LLI_REASON_BYTES];
     if (!t->resumes)
         return LLM_SUCCESS;
-    llm_status status =
-        lli_describe_resume(&t->progress, t->generation, t->plan.total_bytes, why, sizeof(why));
+    llm_status status = lli_describe_resume(&t->progress, &t->request, t->generation,
+                                            t->plan.total_bytes, why, sizeof(why));
     t->request.start_position = t->progress.bytes_arrived;
     return status == LLM_SUCCESS ? status : lli_describe_failure(args, status, why);
 }

@@ -273,6 +273,29 @@ test_the_peers_cache_is_another_one_by_then(void **state)
     }
 }
 
+// The slot may hold something else since.
+static void
+test_a_key_that_was_bound_anew_names_something_else(void **state)
+{
+    llm_cache_key key = {.struct_size = sizeof(key), .kind = LLM_KEY_BLOCKS, .model_id = 4};
+    llm_progress progress = no_progress();
+    struct task task = {.progress = &progress, .key = &key};
+    (void)state;
+    assert_ok(llm_bind_cache_keys(prompt.dd, on_prompt.cache.cache_id, &key, 1));
+    assert_ok(run_task(&task));
+    expect_stream(0, total_bytes());
+    progress.bytes_arrived = total_bytes() / 2;
+    llm_progress half = progress;
+    assert_ok(run_task(&task));
+    assert_ok(llm_remove_cache_key(prompt.dd, &key));
+    assert_ok(llm_bind_cache_keys(prompt.dd, on_prompt.cache.cache_id, &key, 1));
+    assert_status(run_task(&(struct task){.progress = &half, .key = &key}), LLM_CACHE_STALE);
+    // From the beginning it works.
+    progress = no_progress();
+    assert_ok(run_task(&task));
+    assert_kv(&on_decoder);
+}
+
 // ---- out of time, cancelled, cut ----
 
 // Until it works; every call moves only what was missing before it.
@@ -922,6 +945,7 @@ test_links_tell_when_they_change(void **state)
 static const struct CMUnitTest tests[] = {
     BOTH(test_progress_of_a_whole_transfer, set_up),
     BOTH(test_progress_that_makes_no_sense_is_refused, set_up),
+    BOTH(test_a_key_that_was_bound_anew_names_something_else, set_up),
     BOTH(test_the_peers_cache_is_another_one_by_then, set_up),
     BOTH(test_a_transfer_that_runs_out_of_time_goes_on, set_up),
     BOTH(test_a_transfer_goes_on_after_its_link_was_cut, set_up_one),
