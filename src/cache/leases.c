@@ -204,10 +204,10 @@ lli_leases_open(struct lli_registry *registry, const llm_lease_desc *desc, uint6
 static llm_status
 renew_locked(struct lli_registry *registry, uint64_t lease, uint32_t duration_ms)
 {
-    lli_leases_collect_locked(registry, lli_now_ns());
     struct lli_lease *found = find_locked(registry, lease);
     if (found == NULL)
         return no_such_lease(lease);
+    collect_one_locked(registry, found, lli_now_ns());
     if (found->state != LIVES)
         return lli_fail(LLM_CACHE_STALE, "lease", "lease %llu can't be renewed, it has ended",
                         (unsigned long long)lease);
@@ -244,10 +244,10 @@ static llm_status
 wait_locked(struct lli_registry *registry, uint64_t lease, uint64_t deadline_ns)
 {
     for (;;) {
-        lli_leases_collect_locked(registry, lli_now_ns());
-        const struct lli_lease *found = find_locked(registry, lease);
+        struct lli_lease *found = find_locked(registry, lease);
         if (found == NULL)
             return no_such_lease(lease);
+        collect_one_locked(registry, found, lli_now_ns());
         if (found->state == ENDED)
             return found->result;
         if (!wait_for_change_locked(registry, found, deadline_ns))

@@ -780,11 +780,12 @@ lli_transfer_start(struct lli_node *node, const struct lli_transfer_args *args,
     struct transfer *t;
     LLI_TRY(lli_links_acquire(node, args->cluster_id, &link));
     LLI_TRY(new_transfer(link, args, true, &t));
+    *ret_transfer_id = t->id;
+    launch(t);
+    // Last: from now on another thread may release it, if it only guesses the name.
     pthread_mutex_lock(&node->links_lock);
     lli_list_append(&node->started, &t->in_started);
     pthread_mutex_unlock(&node->links_lock);
-    *ret_transfer_id = t->id;
-    launch(t);
     return LLM_SUCCESS;
 }
 
