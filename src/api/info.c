@@ -4,6 +4,7 @@
 #include "api/check.h"
 #include "base/log.h"
 #include "device/copy.h"
+#include "device/crc32c.h"
 #include "link/events.h"
 
 llm_status
@@ -127,11 +128,12 @@ llm_describe(char *buf, size_t size)
                           "version: %s\n"
                           "compiler: %s\n"
                           "copy kernel: %s\n"
+                          "checksum kernel: %s\n"
                           "devices: host\n"
                           "transports: local,shm,tcp\n"
                           "wire version: %u\n"
                           "directory version: %u\n",
-                          llm_version(), __VERSION__, lli_copy_kernel_name(), LLI_MESSAGE_VERSION,
-                          LLI_SEGMENT_VERSION);
+                          llm_version(), __VERSION__, lli_copy_kernel_name(),
+                          lli_crc32c_kernel_name(), LLI_MESSAGE_VERSION, LLI_SEGMENT_VERSION);
     return length > 0 ? (size_t)length : 0;
 }
