@@ -403,7 +403,8 @@ LLM_API llm_status llm_unregister_kv_cache(llm_datadist *dd, int64_t cache_id);
  * A request key is taken by the pull that uses it: one pull of one peer succeeds, the key is gone,
  * later ones get LLM_KV_CACHE_NOT_EXIST.  A pull of some layers takes these alone; the key goes with
  * the last layer.  A pull by id of a slot that has a request key takes it likewise.
- * llm_kv_cache_ext_param.keep_key leaves it where it is.  Prefix keys and blocks keys are never taken. */
+ * llm_kv_cache_ext_param.keep_key leaves it where it is.  Prefix keys and blocks keys are never taken.
+ * A pull that ran out of time, or lost its link, may have taken its key in the last moment. */
 
 typedef enum llm_key_kind {
     LLM_KEY_NONE = 0,    /* padding: the slot has no name, nobody can pull it by key */
@@ -542,9 +543,9 @@ typedef struct llm_cache_index {
  *     bytes_arrived >= (t * num_blocks + i + 1) * stride
  *
  * A transfer that failed is continued by the same call with the same llm_progress: only what lies
- * behind bytes_arrived moves.  If the peer's cache is another one by then, or the key of a pull was
- * bound anew: LLM_CACHE_STALE, and nothing moves.  Fill it with zeros, and set struct_size, before the
- * first call. */
+ * behind bytes_arrived moves, so that nobody may have written to the destination meanwhile.  If the
+ * peer's cache is another one by then, or the key of a pull was bound anew: LLM_CACHE_STALE, and nothing
+ * moves.  Fill it with zeros, and set struct_size, before the first call. */
 typedef struct llm_progress {
     size_t struct_size;
     uint64_t generation;    /* of the peer's cache */

@@ -274,8 +274,11 @@ sim_unix_receive(struct sim_unix *un, struct msghdr *header)
 {
     struct message *message = un->messages;
     if (message == NULL) {
-        if (un->peer != NULL && un->peer->closed)
+        if (un->peer != NULL && un->peer->closed) {
+            header->msg_controllen = 0;
+            header->msg_flags = 0;
             return 0;
+        }
         errno = EAGAIN;
         return -1;
     }
