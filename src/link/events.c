@@ -68,6 +68,8 @@ lli_events_add_locked(struct lli_link *link, llm_link_state state)
     lli_list_remove(&event->node);
     lli_link_describe_locked(link, &event->info);
     event->info.state = state;
+    if (state == LLM_LINK_REMOVED)
+        snprintf(event->info.reason, sizeof(event->info.reason), "it was unlinked, or replaced");
     if (node->num_events == EVENTS_MAX)
         drop_oldest_locked(node);
     lli_list_append(&node->events, &event->node);

@@ -106,7 +106,7 @@ test_changes_come_in_their_order_with_their_reasons(void **state)
     lli_events_unprepare(&first);
     lli_events_unprepare(&second);
     // What has happened outlives the link.
-    expect(2, LLM_LINK_REMOVED, "because");
+    expect(2, LLM_LINK_REMOVED, "it was unlinked, or replaced");
     expect_none();
 }
 
