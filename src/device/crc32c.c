@@ -1,12 +1,13 @@
 // The instruction takes 8 bytes in a cycle, but its result comes three cycles later: three lanes side
 // by side keep it busy, and are then combined.  That a CRC is linear makes both tables: what a byte
-// does, and what LANE_BYTES zeros behind a lane do to its sum.
+// does, and what LANE_BYTES zeros behind a lane do to its sum.  Multiplications without carry, of
+// lines of 64 bytes, are twice as fast, and three times on what isn't in the caches.
 #include "device/crc32c.h"
 
 #include <pthread.h>
 
 #if defined(__x86_64__)
-#include <nmmintrin.h>
+#include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_acle.h>
 #include <asm/hwcap.h>
@@ -17,10 +18,14 @@
 
 enum { LANE_BYTES = 1024, NUM_LANES = 3 };
 
+struct kernel {
+    const char *name;
+    uint32_t (*sum)(uint32_t crc, const uint8_t *bytes, size_t num_bytes);
+};
+
 static uint32_t byte_table[256];
 static uint32_t lane_table[4][256];
-static uint32_t (*kernel)(uint32_t crc, const uint8_t *bytes, size_t num_bytes);
-static const char *kernel_name;
+static const struct kernel *kernel;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 // All of these work on the sum without its inversions.
@@ -101,6 +106,86 @@ sum_fast(uint32_t crc, const uint8_t *bytes, size_t num_bytes)
 }
 #endif
 
+#if defined(__x86_64__)
+// Four lines of 64 bytes, moved on by 256 bytes at a time with multiplications without carry: each
+// quarter of a line is a polynomial of 128 bits, whose halves are multiplied by what moves them.
+enum { LINE_BYTES = 64, WIDE_BYTES = 4 * LINE_BYTES };
+
+struct shift {
+    uint64_t low, high;
+};
+
+static struct shift shift_line, shift_wide;
+
+// x^n modulo the polynomial, its bits reversed.
+static uint32_t
+power(unsigned n)
+{
+    uint32_t value = 0x80000000u;
+    for (; n > 0; n--)
+        value = value >> 1 ^ (value & 1 ? POLYNOMIAL_REVERSED : 0);
+    return value;
+}
+
+// The product of reversed operands of 64 and 32 bits stands 33 bits too high; the low half begins
+// 64 bits before the high one.
+static struct shift
+shift_by(unsigned num_bytes)
+{
+    return (struct shift){power(num_bytes * 8 + 64 - 33), power(num_bytes * 8 - 33)};
+}
+
+#define WIDE __attribute__((target("avx512f,vpclmulqdq,pclmul,sse4.2")))
+
+WIDE static inline __m512i
+load_shift(struct shift shift)
+{
+    return _mm512_broadcast_i32x4(_mm_set_epi64x((long long)shift.high, (long long)shift.low));
+}
+
+WIDE static inline __m512i
+fold(__m512i line, __m512i shift, __m512i next)
+{
+    __m512i low = _mm512_clmulepi64_epi128(line, shift, 0x00);
+    __m512i high = _mm512_clmulepi64_epi128(line, shift, 0x11);
+    return _mm512_ternarylogic_epi64(low, high, next, 0x96); // all three xored
+}
+
+WIDE static inline __m512i
+load_line(const uint8_t *bytes)
+{
+    return _mm512_loadu_si512((const void *)bytes);
+}
+
+WIDE static uint32_t
+sum_wide(uint32_t crc, const uint8_t *bytes, size_t num_bytes)
+{
+    uint8_t rest[LINE_BYTES];
+    if (num_bytes < WIDE_BYTES)
+        return sum_fast(crc, bytes, num_bytes);
+    __m512i by_wide = load_shift(shift_wide);
+    __m512i by_line = load_shift(shift_line);
+    __m512i a =
+        _mm512_xor_si512(load_line(bytes), _mm512_zextsi128_si512(_mm_cvtsi32_si128((int)crc)));
+    __m512i b = load_line(bytes + LINE_BYTES);
+    __m512i c = load_line(bytes + (size_t)2 * LINE_BYTES);
+    __m512i d = load_line(bytes + (size_t)3 * LINE_BYTES);
+    size_t i = WIDE_BYTES;
+    for (; num_bytes - i >= WIDE_BYTES; i += WIDE_BYTES) {
+        a = fold(a, by_wide, load_line(bytes + i));
+        b = fold(b, by_wide, load_line(bytes + i + LINE_BYTES));
+        c = fold(c, by_wide, load_line(bytes + i + (size_t)2 * LINE_BYTES));
+        d = fold(d, by_wide, load_line(bytes + i + (size_t)3 * LINE_BYTES));
+    }
+    a = fold(fold(fold(a, by_line, b), by_line, c), by_line, d);
+    for (; num_bytes - i >= LINE_BYTES; i += LINE_BYTES)
+        a = fold(a, by_line, load_line(bytes + i));
+    // What is left has the same sum as all that came before.
+    _mm512_storeu_si512((void *)rest, a);
+    return sum_fast(sum_fast(0, rest, sizeof(rest)), bytes + i, num_bytes - i);
+}
+#endif
+
 static void
 fill_tables(void)
 {
@@ -117,30 +202,42 @@ fill_tables(void)
     }
 }
 
+// Those that this CPU has, the best one last.
+static struct kernel kernels[3];
+static size_t num_kernels;
+
+static void
+find_kernels(void)
+{
+    kernels[num_kernels++] = (struct kernel){"table", sum_plain};
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("sse4.2"))
+        kernels[num_kernels++] = (struct kernel){"sse4.2", sum_fast};
+    if (__builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("avx512f") &&
+        __builtin_cpu_supports("vpclmulqdq")) {
+        shift_line = shift_by(LINE_BYTES);
+        shift_wide = shift_by(WIDE_BYTES);
+        kernels[num_kernels++] = (struct kernel){"avx512", sum_wide};
+    }
+#elif defined(__aarch64__)
+    if ((getauxval(AT_HWCAP) & HWCAP_CRC32) != 0)
+        kernels[num_kernels++] = (struct kernel){"armv8", sum_fast};
+#endif
+}
+
 static void
 choose_kernel(void)
 {
     fill_tables();
-    kernel = sum_plain;
-    kernel_name = "table";
-#if defined(__x86_64__)
-    if (__builtin_cpu_supports("sse4.2")) {
-        kernel = sum_fast;
-        kernel_name = "sse4.2";
-    }
-#elif defined(__aarch64__)
-    if ((getauxval(AT_HWCAP) & HWCAP_CRC32) != 0) {
-        kernel = sum_fast;
-        kernel_name = "armv8";
-    }
-#endif
+    find_kernels();
+    kernel = &kernels[num_kernels - 1];
 }
 
 uint32_t
 lli_crc32c(uint32_t crc, const void *bytes, size_t num_bytes)
 {
     pthread_once(&once, choose_kernel);
-    return ~kernel(~crc, bytes, num_bytes);
+    return ~kernel->sum(~crc, bytes, num_bytes);
 }
 
 uint32_t
@@ -154,5 +251,16 @@ const char *
 lli_crc32c_kernel_name(void)
 {
     pthread_once(&once, choose_kernel);
-    return kernel_name;
+    return kernel->name;
+}
+
+bool
+lli_crc32c_use(const char *kernel_name)
+{
+    pthread_once(&once, choose_kernel);
+    for (size_t i = 0; i < num_kernels; i++) {
+        if (strcmp(kernels[i].name, kernel_name) == 0)
+            kernel = &kernels[i];
+    }
+    return strcmp(kernel->name, kernel_name) == 0;
 }

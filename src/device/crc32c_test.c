@@ -1,4 +1,4 @@
-// CRC32C: known sums, and the CPU's instruction against the tables at every length and alignment.
+// CRC32C: known sums, and each way that this CPU has against the tables at every length and alignment.
 #include "device/crc32c.h"
 
 #include "unit/unit.h"
@@ -27,7 +27,7 @@ test_every_length_and_alignment_gives_what_the_tables_give(void **state)
     (void)state;
     unit_fill(bytes, sizeof(bytes), 1);
     for (size_t at = 0; at < 9; at++) {
-        for (size_t length = 0; length < 200; length++)
+        for (size_t length = 0; length < 1200; length++)
             assert_int_equal(lli_crc32c(7, bytes + at, length),
                              lli_crc32c_plain(7, bytes + at, length));
         for (size_t length = 3000; length < 19000; length += 977)
@@ -62,14 +62,30 @@ test_every_flipped_bit_changes_the_sum(void **state)
     }
 }
 
+static void
+test_one_that_the_cpu_has_not_got_is_not_used(void **state)
+{
+    const char *before = lli_crc32c_kernel_name();
+    (void)state;
+    assert_false(lli_crc32c_use("abacus"));
+    assert_string_equal(lli_crc32c_kernel_name(), before);
+}
+
 int
 main(void)
 {
+    static const char *const names[] = {"table", "sse4.2", "avx512", "armv8"};
+    int failed = 0;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_known_sums),
         cmocka_unit_test(test_every_length_and_alignment_gives_what_the_tables_give),
         cmocka_unit_test(test_parts_one_after_the_other_give_the_whole),
         cmocka_unit_test(test_every_flipped_bit_changes_the_sum),
+        cmocka_unit_test(test_one_that_the_cpu_has_not_got_is_not_used),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    for (size_t i = 0; i < LLI_COUNT(names); i++) {
+        if (lli_crc32c_use(names[i]))
+            failed += cmocka_run_group_tests_name(names[i], tests, NULL, NULL);
+    }
+    return failed;
 }

@@ -101,8 +101,9 @@ read_some(struct lli_mapped_copy *copy, uint64_t end)
 
 // ---- with checksums ----
 
-// What is summed up, copied and summed up again at a time: it stays in the caches.
-enum { CHECKED_BYTES = 32 << 10 };
+// What is summed up, copied and summed up again at a time: of mapped memory so much as stays in the
+// first cache, three times, of another process' as much as makes a system call worth while.
+enum { CHECKED_BYTES = 4 << 10, CHECKED_READ_BYTES = 32 << 10 };
 
 static bool
 read_piece(pid_t pid, void *dst, uintptr_t src, size_t bytes)
@@ -119,7 +120,7 @@ read_piece(pid_t pid, void *dst, uintptr_t src, size_t bytes)
 static bool
 sum_source(const struct lli_mapped_copy *copy, uintptr_t src, size_t bytes, uint32_t *ret_sum)
 {
-    uint8_t again[CHECKED_BYTES];
+    uint8_t again[CHECKED_READ_BYTES];
     if (copy->pid == 0) {
         *ret_sum = lli_crc32c(0, (const void *)src, bytes);
         return true;
@@ -150,13 +151,19 @@ static bool
 copy_checked_until(struct lli_mapped_copy *copy, uint64_t end)
 {
     const struct lli_plan *plan = copy->plan;
-    while (copy->position < end && copy->error == 0) {
-        struct lli_place place = lli_plan_locate(plan, copy->position);
-        uint64_t bytes = lli_min(plan->runs[place.run].bytes - place.offset, end - copy->position);
-        bytes = lli_min(bytes, CHECKED_BYTES);
+    uint64_t bytes_max = copy->pid == 0 ? CHECKED_BYTES : CHECKED_READ_BYTES;
+    struct lli_place place = lli_plan_locate(plan, copy->position);
+    while (copy->position < end) {
+        uint64_t run_bytes = plan->runs[place.run].bytes;
+        uint64_t bytes = lli_min(run_bytes - place.offset, end - copy->position);
+        bytes = lli_min(bytes, bytes_max);
         copy->error = copy_checked(copy, place, bytes);
-        if (copy->error == 0)
-            copy->position += bytes;
+        if (copy->error != 0)
+            break;
+        copy->position += bytes;
+        place.offset += bytes;
+        if (place.offset == run_bytes)
+            place = next_place(plan, place);
     }
     return copy->error != 0 || copy->position == plan->total_bytes;
 }
