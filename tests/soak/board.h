@@ -11,6 +11,7 @@
 // A worker is a process; each of its seats is a cluster, in one incarnation after another.
 enum { WORKERS_MAX = 4, SEATS_PER_WORKER = 2, SEATS_MAX = WORKERS_MAX * SEATS_PER_WORKER };
 enum { THREADS = 4, SOURCES = 6, GOALS = 6, PUSHES = 8, FIRST_CLUSTER = 100 };
+enum { SHELVES = 3, LOANS = 3 };
 
 // A cache that others may name, in one word: id, serial number, class.  0 = none.
 static inline uint64_t
@@ -52,7 +53,45 @@ goal_state(enum goal_phase phase, unsigned seat, unsigned thread, unsigned slot,
 struct goal_board {
     _Atomic uint64_t card;
     _Atomic uint64_t state;
+    _Atomic uint64_t addresses[TENSORS]; // good while the card stays the same; 0: not told
 };
+
+// A cache with keys.  As long as the card is there no key has been removed by the owner.
+struct shelf_board {
+    _Atomic uint64_t card;
+    _Atomic uint64_t kept_card; // deallocated: by key alone from now on
+    // What has become of each slot's key: whose it is (40 bits), attempts (16), whether one pull by
+    // key got it whole (4), layers that were taken (4).
+    _Atomic uint64_t keys[BLOCKS];
+};
+
+// A cache with a lease.  As long as the card is there the owner hasn't closed it.
+struct loan_board {
+    _Atomic uint64_t card;
+    // Good while the card stays the same.
+    _Atomic uint64_t lease;
+    _Atomic uint64_t generation; // of the cache
+    _Atomic uint64_t releases;   // attempts: whose lease it is (40 bits), how many (24)
+};
+
+// Whose a count is: incarnation and serial number.
+static inline uint64_t
+tag_of(uint64_t incarnation, uint64_t serial)
+{
+    return (incarnation & 0xfffff) << 44 | (serial & 0xfffff) << 24;
+}
+
+// Changes what lies below the tag, unless it is another's by now; what was there, 0 if another's.
+static inline uint64_t
+tagged_add(_Atomic uint64_t *word, uint64_t tag, uint64_t add, uint64_t set)
+{
+    uint64_t old = atomic_load(word);
+    do {
+        if (old >> 24 != tag >> 24)
+            return 0;
+    } while (!atomic_compare_exchange_weak(word, &old, (old + add) | set));
+    return old;
+}
 
 // A push that the goal's owner has to check; the goal's state says that it is still of interest.
 struct push_board {
@@ -68,6 +107,8 @@ struct seat_board {
     _Atomic unsigned port;        // 0: doesn't listen
     _Atomic uint64_t sources[SOURCES];
     struct goal_board goals[GOALS];
+    struct shelf_board shelves[SHELVES];
+    struct loan_board loans[LOANS];
     struct push_board pushes[THREADS][PUSHES];
 };
 
@@ -84,6 +125,21 @@ struct seat_board {
     X(caches)                                                                                      \
     X(copies)                                                                                      \
     X(notifications)                                                                               \
+    X(events)                                                                                      \
+    X(continued)                                                                                   \
+    X(resumed_bytes)                                                                               \
+    X(into_blocks)                                                                                 \
+    X(by_address)                                                                                  \
+    X(by_key)                                                                                      \
+    X(keys_taken)                                                                                  \
+    X(keys_gone)                                                                                   \
+    X(caches_kept)                                                                                 \
+    X(leases)                                                                                      \
+    X(leases_expired)                                                                              \
+    X(leases_released)                                                                             \
+    X(under_lease)                                                                                 \
+    X(stale)                                                                                       \
+    X(checked_lives)                                                                               \
     X(lives)                                                                                       \
     X(roles)                                                                                       \
     X(cuts)                                                                                        \
@@ -115,6 +171,7 @@ struct thread_board {
 struct worker_board {
     _Atomic uint64_t life;
     _Atomic unsigned cuts_wanted;
+    _Atomic uint64_t next_place; // for memory, in all lives
     struct thread_board threads[THREADS];
     _Atomic unsigned rests; // of this life
     struct rest first;

@@ -83,23 +83,46 @@ read_word(uintptr_t address)
     return ((const volatile struct word *)address)->value;
 }
 
-// Where the bytes from `begin` to `end` first differ from those of the name; `end` if nowhere.
+// Where `num_bytes` first differ from those of the name from byte `from` on; `num_bytes` if nowhere.
 QUIET static uint64_t
-find_difference(uintptr_t address, uint64_t name, uint64_t begin, uint64_t end)
+find_difference(uintptr_t address, uint64_t name, uint64_t from, uint64_t num_bytes)
 {
-    uint64_t i = begin;
-    while (i < end) {
-        if (i % 8 == 0 && i + 8 <= end) {
-            if (((const volatile struct word *)(address + i))->value != word_of(name, i / 8))
+    uint64_t i = 0;
+    while (i < num_bytes) {
+        uint64_t place = from + i;
+        if (place % 8 == 0 && i + 8 <= num_bytes) {
+            if (read_word(address + i) != word_of(name, place / 8))
                 return i;
             i += 8;
         } else {
-            if (read_byte(address + i) != (uint8_t)(word_of(name, i / 8) >> i % 8 * 8))
+            if (read_byte(address + i) != (uint8_t)(word_of(name, place / 8) >> place % 8 * 8))
                 return i;
             i++;
         }
     }
-    return end;
+    return num_bytes;
+}
+
+_Atomic uint64_t *memory_next_place;
+
+// Where memory is that peers name by address; the thread sanitizer permits it there as well.
+static const uint64_t places_begin = UINT64_C(0x7e9000000000);
+static const uint64_t places_end = UINT64_C(0x7f0000000000);
+
+// 0: there is none left.
+static uint64_t
+next_place(uint64_t num_bytes)
+{
+    uint64_t place =
+        places_begin + atomic_fetch_add(memory_next_place, (num_bytes + 65535) / 65536 * 65536);
+    return place + num_bytes < places_end ? place : 0;
+}
+
+static uint8_t *
+map_at(uint64_t place, size_t num_bytes)
+{
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | (place != 0 ? MAP_FIXED_NOREPLACE : 0);
+    return mmap((void *)(uintptr_t)place, num_bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
 }
 
 bool
@@ -107,8 +130,11 @@ memory_map(struct memory *memory, unsigned stride_class)
 {
     size_t step = BLOCKS * strides[stride_class] + 4 * AROUND_BYTES;
     *memory = (struct memory){.stride_class = stride_class, .arena_bytes = TENSORS * step};
-    memory->arena =
-        mmap(NULL, memory->arena_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    memory->arena = map_at(next_place(memory->arena_bytes), memory->arena_bytes);
+    memory->is_unique = (uintptr_t)memory->arena >= places_begin && memory->arena != MAP_FAILED &&
+                        (uintptr_t)memory->arena < places_end;
+    if (memory->arena == MAP_FAILED)
+        memory->arena = map_at(0, memory->arena_bytes);
     if (memory->arena == MAP_FAILED)
         return false;
     memset(memory->arena, AROUND, memory->arena_bytes);
@@ -126,13 +152,18 @@ memory_unmap(struct memory *memory)
 }
 
 void
-memory_fill(const struct memory *memory, unsigned seat, uint64_t incarnation, uint64_t serial)
+memory_name(const struct memory *memory, unsigned tensor, unsigned block, uint64_t name)
 {
     uint64_t stride = strides[memory->stride_class];
+    write_block(memory->tensors[tensor] + block * stride, name, stride);
+}
+
+void
+memory_fill(const struct memory *memory, unsigned seat, uint64_t incarnation, uint64_t serial)
+{
     for (unsigned t = 0; t < TENSORS; t++) {
         for (unsigned b = 0; b < BLOCKS; b++)
-            write_block(memory->tensors[t] + b * stride, name_of(seat, incarnation, serial, t, b),
-                        stride);
+            memory_name(memory, t, b, name_of(seat, incarnation, serial, t, b));
     }
 }
 
@@ -165,33 +196,35 @@ memory_is_intact_around(const struct memory *memory)
     return true;
 }
 
-static void
-explain(char why[256], uintptr_t address, uint64_t offset, uint64_t name)
+// False: `why` says where the bytes differ, and whose name may be there.
+static bool
+part_holds(uintptr_t address, uint64_t name, uint64_t from, uint64_t at, uint64_t num_bytes,
+           char why[256])
 {
     char expected[96];
     char found[96];
+    uint64_t offset = find_difference(address + at, name, from, num_bytes);
+    if (offset == num_bytes)
+        return true;
+    // The word in its place from where the name is written again.
+    uint64_t place = (from + offset) / 64 * 64;
     name_describe(name, expected);
-    name_describe(read_word(address + offset / 64 * 64), found);
-    snprintf(why, 256, "byte %llu: expected %s, found %s", (unsigned long long)offset, expected,
+    name_describe(read_word(address + at + (place >= from ? place - from : offset)), found);
+    snprintf(why, 256, "byte %llu: expected %s (byte %llu), found %s",
+             (unsigned long long)(at + offset), expected, (unsigned long long)(from + offset),
              found);
+    return false;
 }
 
 static bool
-block_holds(uintptr_t address, const struct content *content, uint64_t name, uint64_t background,
-            uint64_t stride, char why[256])
+block_holds(uintptr_t address, const struct piece *piece, uint64_t background, uint64_t stride,
+            char why[256])
 {
-    uint64_t part = name != 0 ? content->part : 0;
-    uint64_t offset = name != 0 ? find_difference(address, name, 0, part) : 0;
-    if (offset < part) {
-        explain(why, address, offset, name);
-        return false;
-    }
-    offset = find_difference(address, background, part, stride);
-    if (offset < stride) {
-        explain(why, address, offset, background);
-        return false;
-    }
-    return true;
+    uint64_t begin = piece->name != 0 ? piece->at : stride;
+    uint64_t end = piece->name != 0 ? piece->at + piece->num_bytes : stride;
+    return part_holds(address, background, 0, 0, begin, why) &&
+           part_holds(address, piece->name, piece->from, begin, end - begin, why) &&
+           part_holds(address, background, end, end, stride - end, why);
 }
 
 bool
@@ -202,10 +235,10 @@ memory_holds(const struct memory *memory, const struct content *content, uint64_
     char what[256];
     for (unsigned t = 0; t < TENSORS; t++) {
         for (unsigned b = 0; b < BLOCKS; b++) {
-            uint64_t name = content->names[t][b];
-            if (name != 0 && !strictly)
+            const struct piece *piece = &content->pieces[t][b];
+            if (piece->name != 0 && (!strictly || piece->is_open))
                 continue;
-            if (!block_holds(memory->tensors[t] + b * stride, content, name,
+            if (!block_holds(memory->tensors[t] + b * stride, piece,
                              name_of(NO_SEAT, 0, background, t, b), stride, what)) {
                 snprintf(why, 256, "tensor %u, block %u, %.200s", t, b, what);
                 return false;

@@ -3,6 +3,7 @@
 #ifndef LLM_SOAK_PATTERN_H
 #define LLM_SOAK_PATTERN_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -25,22 +26,36 @@ struct memory {
     unsigned stride_class;
     uint8_t *arena; // NULL: the library's, or none
     size_t arena_bytes;
+    bool is_unique; // no other memory of this worker will be there, in whichever life
 };
 
-// What a block must hold: `part` bytes of a name, then the background; no name is background.
-struct content {
-    uint64_t names[TENSORS][BLOCKS];
-    uint64_t part;
+// What a block must hold: `num_bytes` of a named block from byte `from` on, beginning at byte `at`, and
+// the background around them; no name is background alone.
+struct piece {
+    uint64_t name;
+    uint64_t from;
+    uint64_t at;
+    uint64_t num_bytes;
+    bool is_open; // anything may be there
 };
+
+struct content {
+    struct piece pieces[TENSORS][BLOCKS];
+};
+
+// Counts the bytes of memory that were ever given out.
+extern _Atomic uint64_t *memory_next_place;
 
 bool memory_map(struct memory *memory, unsigned stride_class);
 void memory_unmap(struct memory *memory);
 // Names every block, of a serial number's cache or of a background.
 void memory_fill(const struct memory *memory, unsigned seat, uint64_t incarnation, uint64_t serial);
+// Names one block.
+void memory_name(const struct memory *memory, unsigned tensor, unsigned block, uint64_t name);
 uint64_t memory_checksum(const struct memory *memory);
 bool memory_is_intact_around(const struct memory *memory);
-// Where the background is serial number `background` of no seat; `strictly` is false: named blocks
-// may hold anything.  False: `why` says what is wrong where.
+// Where the background is serial number `background` of no seat; `strictly` is false: named pieces
+// are open.  False: `why` says what is wrong where.
 bool memory_holds(const struct memory *memory, const struct content *content, uint64_t background,
                   bool strictly, char why[256]);
 

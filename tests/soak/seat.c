@@ -182,6 +182,9 @@ open_goal(struct seat *seat, unsigned index, uint64_t *dice)
     goal->has_checksum = false;
     if (!cache_open(seat, &goal->cache, CLASSES, goal->background, false, dice))
         return;
+    for (unsigned t = 0; t < TENSORS; t++)
+        atomic_store(&shown->addresses[t],
+                     goal->cache.memory.is_unique ? goal->cache.memory.tensors[t] : 0);
     atomic_store(&shown->card,
                  card_of(goal->cache.id, goal->background, goal->cache.memory.stride_class));
     atomic_store(&shown->state, goal_state(GOAL_FREE, 0, 0, 0, 0, goal->background));
@@ -281,7 +284,7 @@ static const char *const transports[] = {"auto",      "auto", "auto",    "shm,tc
                                          "local,shm", "tcp",  "tcp,shm", "shm"};
 
 struct settings {
-    llm_option options[12];
+    llm_option options[16];
     size_t num_options;
     char sync_ms[16];
     char liveness_ms[16];
@@ -311,6 +314,10 @@ choose_settings(struct seat *seat, struct settings *settings, unsigned port, uin
     add_option(settings, LLM_OPTION_COPY_THREADS, roll(dice, 2) == 0 ? "1" : "2");
     add_option(settings, LLM_OPTION_ENABLE_SET_ROLE, "1");
     add_option(settings, LLM_OPTION_LOG_LEVEL, "off");
+    if (roll(dice, 3) == 0) {
+        add_option(settings, LLM_OPTION_CHECKSUM, "crc32c");
+        count(COUNT_checked_lives, 1);
+    }
     if (seat->version_2)
         add_option(settings, LLM_OPTION_LOCAL_COMM_RES, "");
     if (seat->version_2 || seat->role == LLM_ROLE_PROMPT)
@@ -358,6 +365,10 @@ seat_open(struct seat *seat, uint64_t *dice)
         open_source(seat, i, dice);
     for (unsigned i = 0; i < GOALS; i++)
         open_goal(seat, i, dice);
+    for (unsigned i = 0; i < SHELVES; i++)
+        shelf_open(seat, i, dice);
+    for (unsigned i = 0; i < LOANS; i++)
+        loan_open(seat, i, dice);
     return true;
 }
 
@@ -368,6 +379,18 @@ hide_all(struct seat *seat)
         atomic_store(&seat->board->sources[i], 0);
     for (unsigned i = 0; i < GOALS; i++)
         hide_goal(seat, i);
+    for (unsigned i = 0; i < SHELVES; i++)
+        shelf_hide(seat, i);
+    for (unsigned i = 0; i < LOANS; i++)
+        loan_hide(seat, i);
+}
+
+// What finalize has left to us.
+static void
+forget(struct cache *cache)
+{
+    memory_unmap(&cache->memory);
+    cache->id = 0;
 }
 
 void
@@ -377,10 +400,13 @@ seat_close(struct seat *seat, uint64_t *dice)
         hide_all(seat);
     llm_finalize(seat->dd);
     hide_all(seat);
-    for (unsigned i = 0; i < SOURCES; i++) {
-        memory_unmap(&seat->sources[i].cache.memory);
-        seat->sources[i].cache.id = 0;
-    }
+    for (unsigned i = 0; i < SOURCES; i++)
+        forget(&seat->sources[i].cache);
+    for (unsigned i = 0; i < SHELVES; i++)
+        forget(&seat->shelves[i].cache);
+    for (unsigned i = 0; i < LOANS; i++)
+        forget(&seat->loans[i].cache);
+    memset(seat->link_states, 0, sizeof(seat->link_states));
     for (unsigned i = 0; i < GOALS; i++) {
         struct goal *goal = &seat->goals[i];
         if (goal->cache.registered && goal->cache.id != 0)
@@ -404,6 +430,11 @@ seat_init(struct seat *seat, unsigned index)
         pthread_mutex_init(&seat->sources[i].lock, NULL);
     for (unsigned i = 0; i < GOALS; i++)
         pthread_mutex_init(&seat->goals[i].lock, NULL);
+    for (unsigned i = 0; i < SHELVES; i++)
+        pthread_mutex_init(&seat->shelves[i].lock, NULL);
+    for (unsigned i = 0; i < LOANS; i++)
+        pthread_mutex_init(&seat->loans[i].lock, NULL);
+    pthread_mutex_init(&seat->events_lock, NULL);
     // What a process that was killed has left behind.
     hide_all(seat);
     return true;
@@ -418,6 +449,11 @@ seat_destroy(struct seat *seat)
         grave_check(&seat->goals[i].grave);
         pthread_mutex_destroy(&seat->goals[i].lock);
     }
+    for (unsigned i = 0; i < SHELVES; i++)
+        pthread_mutex_destroy(&seat->shelves[i].lock);
+    for (unsigned i = 0; i < LOANS; i++)
+        pthread_mutex_destroy(&seat->loans[i].lock);
+    pthread_mutex_destroy(&seat->events_lock);
     pthread_rwlock_destroy(&seat->lock);
 }
 

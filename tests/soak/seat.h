@@ -39,6 +39,22 @@ struct goal {
     struct grave grave; // of the goal before this one
 };
 
+// A cache with keys.
+struct shelf {
+    pthread_mutex_t lock;
+    struct cache cache; // 0 while the keys alone keep it
+    uint64_t serial;
+    bool is_kept;
+};
+
+// A cache with a lease.
+struct loan {
+    pthread_mutex_t lock;
+    struct cache cache;
+    uint64_t serial;
+    uint64_t lease; // its generation
+};
+
 struct seat {
     unsigned index;
     struct seat_board *board;
@@ -51,6 +67,10 @@ struct seat {
     _Atomic uint64_t serial;
     struct source sources[SOURCES];
     struct goal goals[GOALS];
+    struct shelf shelves[SHELVES];
+    struct loan loans[LOANS];
+    pthread_mutex_t events_lock;
+    uint32_t link_states[SEATS_MAX]; // as the events tell; guarded by events_lock
 };
 
 bool seat_init(struct seat *seat, unsigned index);
@@ -73,6 +93,15 @@ void grave_check(struct grave *grave);
 void seat_change_source(struct seat *seat, uint64_t *dice);
 void seat_change_goal(struct seat *seat, uint64_t *dice);
 void seat_check_goals(struct seat *seat);
+
+// Likewise shelves and loans; the first two while nobody else uses the seat.
+void shelf_open(struct seat *seat, unsigned index, uint64_t *dice);
+void loan_open(struct seat *seat, unsigned index, uint64_t *dice);
+void shelf_hide(struct seat *seat, unsigned index);
+void loan_hide(struct seat *seat, unsigned index);
+void shelf_change(struct seat *seat, uint64_t *dice);
+void loan_change(struct seat *seat, uint64_t *dice);
+
 // Links to the seat with that index.
 llm_status seat_link(struct seat *seat, unsigned to, int timeout_ms);
 llm_status seat_unlink(struct seat *seat, unsigned from, int timeout_ms, bool force);
