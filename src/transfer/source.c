@@ -79,9 +79,9 @@ lli_source_needs_owner(struct lli_link *link, const struct lli_request *request)
            (source.remote.flags & LLI_ENTRY_REGISTERED) != 0;
 }
 
-llm_status
-lli_source_open(struct lli_link *link, const struct lli_request *request,
-                struct lli_source_cache *ret_source, char *why, size_t why_size)
+static llm_status
+open_source(struct lli_link *link, const struct lli_request *request,
+            struct lli_source_cache *ret_source, char *why, size_t why_size)
 {
     struct lli_source_cache source;
     llm_status status = lli_source_find(link, request, &source, why, why_size);
@@ -108,6 +108,24 @@ lli_source_open(struct lli_link *link, const struct lli_request *request,
     }
     *ret_source = source;
     return LLM_SUCCESS;
+}
+
+static llm_status
+died(const struct lli_link *link, char *why, size_t why_size)
+{
+    snprintf(why, why_size, "cluster %llu has died", (unsigned long long)link->peer.cluster_id);
+    return LLM_FAILED;
+}
+
+llm_status
+lli_source_open(struct lli_link *link, const struct lli_request *request,
+                struct lli_source_cache *ret_source, char *why, size_t why_size)
+{
+    llm_status status = open_source(link, request, ret_source, why, why_size);
+    // What the dead have left is mapped still, and tells nothing of who has their cluster id by now.
+    if (status != LLM_SUCCESS && !lli_view_is_alive(link->view))
+        return died(link, why, why_size);
+    return status;
 }
 
 static llm_status
@@ -186,10 +204,8 @@ check_after(const struct lli_source_cache *source, const struct lli_mapped_copy 
     bool same = still_same(source);
     // What the dead have left is mapped here still, and may be stale: another process may have their
     // cluster id and cache ids by now, or their process number.
-    if (!lli_view_is_alive(link->view)) {
-        snprintf(why, why_size, "cluster %llu has died", cluster_id);
-        return LLM_FAILED;
-    }
+    if (!lli_view_is_alive(link->view))
+        return died(link, why, why_size);
     if (!same) {
         snprintf(why, why_size,
                  "cluster %llu freed the cache, or ended its lease, during the transfer",
