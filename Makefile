@@ -7,7 +7,7 @@ PRESET ?= dev
 PREFIX ?= /usr/local
 SECONDS ?= 600
 
-.PHONY: build help setup test demo bench soak asan tsan cross format check-format tidy deb test-deb install clean
+.PHONY: build help setup test demo bench soak fuzz asan tsan cross format check-format tidy deb test-deb install clean
 
 build: setup
 	@mkdir -p build
@@ -20,6 +20,7 @@ help:
 	@echo 'make demo         a prompt process hands its KV cache to a decoder process'
 	@echo 'make bench        measure transfers beside plain copies, about three minutes (BENCH=--help)'
 	@echo 'make soak         random calls and faults for SECONDS=600, every byte checked (SOAK=--seed=N)'
+	@echo 'make fuzz         every parser for SECONDS=600 under libFuzzer (FUZZ="stream conn")'
 	@echo 'make asan, tsan   the tests under the address+undefined and the thread sanitizer'
 	@echo 'make cross        compile for 64-bit Arm'
 	@echo 'make format       format the sources; make check-format only looks'
@@ -49,6 +50,10 @@ bench:
 
 soak: build
 	@tests/soak/run $(PRESET) $(SECONDS) $(SOAK)
+
+fuzz:
+	@scripts/setup build fuzz
+	@tests/fuzz/run $(SECONDS) $(FUZZ)
 
 cross:
 	@scripts/setup build cross

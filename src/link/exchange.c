@@ -128,7 +128,8 @@ receive_answer(int fd, const struct lli_node *node, const struct lli_identity *p
     if (!lli_outcome_read(&r, &outcome))
         snprintf(why, why_size, "the peer's answer about its memory can't be read");
     else if (outcome.status != LLM_SUCCESS)
-        snprintf(why, why_size, "%s", outcome.text);
+        snprintf(why, why_size, "%s",
+                 outcome.text[0] != '\0' ? outcome.text : "the peer refused and didn't say why");
     else
         view = lli_view_map(fds, num_fds, peer->incarnation, node->options->num_devices, pid, why,
                             why_size);

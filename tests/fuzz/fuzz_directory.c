@@ -4,26 +4,15 @@
 // Input: words of 64 bits; first an id, then the fields of the entry where the id is looked for, then
 // addresses.  A word too few counts as zero.  If the second word says so, the words of a key and of a
 // lease come before the addresses, and the cache is pulled by that key under that lease.
-#include <stdio.h>
-#include <stdlib.h>
 #include <sys/mman.h>
 
 #include "base/log.h"
 #include "cache/segment.h"
+#include "fuzz/fuzz.h"
 #include "transfer/source.h"
 #include "transport/view.h"
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
 enum { DEVICES = 2, TENSORS_MAX = 64, POOL_BYTES = 1 << 16 };
-
-#define MUST(condition)                                                                            \
-    do {                                                                                           \
-        if (!(condition)) {                                                                        \
-            fprintf(stderr, "line %d: %s does not hold\n", __LINE__, #condition);                  \
-            abort();                                                                               \
-        }                                                                                          \
-    } while (0)
 
 static uint64_t
 take_word(const uint8_t **data, size_t *size)

@@ -3,22 +3,10 @@
 //
 // Input: a letter that says what follows: H header, I hello, R hello reply, C choose, O outcome, A
 // answer; P or U a pull or push (what QUERY and DONE say reads as a pull), with a digit for the cache that it's checked against.
-#include <stdio.h>
-#include <stdlib.h>
-
 #include "base/log.h"
+#include "fuzz/fuzz.h"
 #include "transfer/request.h"
 #include "transport/message.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-#define MUST(condition)                                                                            \
-    do {                                                                                           \
-        if (!(condition)) {                                                                        \
-            fprintf(stderr, "line %d: %s does not hold\n", __LINE__, #condition);                  \
-            abort();                                                                               \
-        }                                                                                          \
-    } while (0)
 
 // What is read is written, and read again: the same.
 #define SAME_AGAIN(kind, value)                                                                    \

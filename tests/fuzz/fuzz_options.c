@@ -1,23 +1,11 @@
 // Any option strings give a status and an intact struct.
 //
 // Input: a letter for the role (P, D or M), then lines of key=value.
-#include <stdio.h>
-#include <stdlib.h>
-
 #include "base/log.h"
+#include "fuzz/fuzz.h"
 #include "options/options.h"
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
 enum { MAX_PAIRS = 32 };
-
-#define MUST(condition)                                                                            \
-    do {                                                                                           \
-        if (!(condition)) {                                                                        \
-            fprintf(stderr, "line %d: %s does not hold\n", __LINE__, #condition);                  \
-            abort();                                                                               \
-        }                                                                                          \
-    } while (0)
 
 static size_t num_errors;
 
