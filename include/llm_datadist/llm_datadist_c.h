@@ -39,8 +39,8 @@
  *   - Never somebody else's bytes: a transfer that races the owner's free or reuse of a cache ends
  *     in a status, not in success with other data.
  *   - Quiet after return: once a call has returned, whatever its status, no byte of it lands.  (Of a
- *     push over tcp whose link broke, bytes on their way may land at the peer until it notices that
- *     as well, within the liveness time.)
+ *     push whose link broke or was removed, bytes on their way may land at the peer until it notices
+ *     that as well, within the liveness time.)
  *   - Success means arrived: the bytes are in the destination memory.
  *   - A dead peer is noticed: its transfers end with a status.
  *

@@ -106,6 +106,7 @@ leave_goal(struct seat *seat, const struct job *job, struct push_board *push, ll
     uint64_t phase = status == LLM_SUCCESS ? GOAL_ARRIVED : GOAL_FAILED;
     llm_link_info info = {.struct_size = sizeof(info)};
     char why[128];
+    push->has_failed = status == LLM_FAILED;
     llm_last_error(why, sizeof(why));
     (void)llm_get_link_info(seat->dd, seat_cluster(job->peer), &info);
     snprintf(push->how, sizeof(push->how), "%s over %s%s: %s", llm_status_name(status),

@@ -36,6 +36,7 @@ struct goal {
     uint64_t background;
     bool has_checksum; // after a failed push; has been seen once
     uint64_t checksum;
+    uint64_t seen_ms;   // when it was taken first
     struct grave grave; // of the goal before this one
 };
 
