@@ -63,6 +63,7 @@ turn(void)
     uint8_t drained[4096];
     struct lli_source *source = conn != NULL ? &conn->source : NULL;
     turn_by_hand(&loop, &source, source != NULL ? 1 : 0);
+    MUST(conn == NULL || conn->body == NULL || conn->header.body_bytes <= conn->body_bytes_max);
     while (recv(end, drained, sizeof(drained), MSG_DONTWAIT) > 0) {
     }
 }

@@ -71,7 +71,11 @@ open_files(void)
     files[SHORT] = lli_memory_file_create("short", 4096, &base);
     files[EMPTY] = (int)syscall(SYS_memfd_create, "empty", MFD_ALLOW_SEALING);
     files[DEVICE] = open("/dev/zero", O_RDWR | O_CLOEXEC);
+    // All that it lacks are the seals.
+    struct lli_segment_header header;
+    MUST(pread(files[DIRECTORY], &header, sizeof(header), 0) == sizeof(header));
     MUST(ftruncate(files[UNSEALED], sizeof(struct lli_segment_layout)) == 0);
+    MUST(pwrite(files[UNSEALED], &header, sizeof(header), 0) == sizeof(header));
     segment.fd = files[DIRECTORY];
     pool.fd = files[POOL];
     listener = lli_unix_listen(name, sizeof(name));

@@ -2,7 +2,8 @@
 // transfers that wait, none after a transfer has ended, and one that ends well has got what was sent.
 //
 // Input: a letter of flags (1: checked, 2: two connections, 4: the first transfer goes on from the
-// middle), then orders: F frame, R raw bytes, X cancel, S send, C close a connection, else a turn.
+// middle), then orders: F frame, P frame of which a part comes later, R raw bytes, X cancel, S send,
+// C close a connection, else a turn.
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -30,6 +31,11 @@ static struct job sent;
 static struct lli_stream stream;
 static int ends[CONNS];
 static size_t num_ends;
+static struct {
+    const uint8_t *bytes;
+    size_t num_bytes;
+    size_t conn;
+} rest;              // of a frame
 static bool is_pure; // whatever has landed, or passed its checksum, was the transfer's own
 
 static uint8_t
@@ -89,6 +95,7 @@ open_all(unsigned flags)
     stream.checked = (flags & 1) != 0;
     num_ends = (flags & 2) != 0 ? 2 : 1;
     is_pure = true;
+    rest.num_bytes = 0;
     for (size_t i = 0; i < num_ends; i++) {
         int pair[2];
         MUST(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair) == 0);
@@ -148,6 +155,14 @@ deliver(size_t conn, const uint8_t *bytes, size_t num_bytes)
     }
 }
 
+static void
+deliver_rest(void)
+{
+    size_t num_bytes = rest.num_bytes;
+    rest.num_bytes = 0;
+    deliver(rest.conn, rest.bytes, num_bytes);
+}
+
 // In a checked stream the sums of each cell's bytes.
 static size_t
 append_sums(const uint8_t *body, uint64_t first, uint64_t num_bytes, uint8_t *ret_sums)
@@ -166,8 +181,9 @@ append_sums(const uint8_t *body, uint64_t first, uint64_t num_bytes, uint8_t *re
 
 // A good frame, unless the input wants something else about it.
 static void
-frame(struct input *input)
+frame(struct input *input, size_t first_part)
 {
+    deliver_rest();
     static uint8_t bytes[LLI_MESSAGE_HEADER_BYTES + FRAME_BYTES_MAX + LLI_FRAME_SUMS_BYTES_MAX];
     uint8_t *body = bytes + LLI_MESSAGE_HEADER_BYTES;
     unsigned how = (unsigned)take_number(input, 1);
@@ -200,8 +216,13 @@ frame(struct input *input)
     }
     if (which < JOBS && first == next)
         jobs[which].next = lli_min(next + num_bytes, total);
-    deliver((how & 128) != 0 ? num_ends - 1 : 0, bytes,
-            LLI_MESSAGE_HEADER_BYTES + num_bytes + num_sums);
+    size_t conn = (how & 128) != 0 ? num_ends - 1 : 0;
+    size_t whole = LLI_MESSAGE_HEADER_BYTES + num_bytes + num_sums;
+    first_part = lli_min(first_part, whole);
+    deliver(conn, bytes, first_part);
+    rest.bytes = bytes + first_part;
+    rest.num_bytes = whole - first_part;
+    rest.conn = conn;
 }
 
 static void
@@ -227,11 +248,16 @@ obey(struct input *input)
     size_t num_bytes;
     switch (take_number(input, 1)) {
     case 'F':
-        frame(input);
+        frame(input, SIZE_MAX);
+        break;
+    case 'P':
+        num_bytes = (size_t)take_number(input, 2);
+        frame(input, num_bytes);
         break;
     case 'R':
         num_bytes = lli_min(take_number(input, 1), input->size);
         is_pure = is_pure && num_bytes == 0;
+        deliver_rest();
         deliver(0, input->data, num_bytes);
         input->data += num_bytes;
         input->size -= num_bytes;
@@ -293,6 +319,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     open_all((unsigned)take_number(&input, 1));
     for (int i = 0; i < ORDERS_MAX && input.size > 0; i++)
         obey(&input);
+    deliver_rest();
     turn();
     for (size_t i = 0; i < JOBS; i++) {
         const struct job *its = &jobs[i];
