@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
 """What documents say about the code must hold.
 
-    docs_test.py SOURCE_DIRECTORY
+    docs_test.py SOURCE_DIRECTORY [BUILD_DIRECTORY]
 
 Links between files lead somewhere; README.md, both headers and the library know the same options;
 both headers the same statuses; the manual page explains every subcommand; a room includes only rooms
-below it; Debian's list of symbols is the recorded one; and there is one version.
+below it; Debian's list of symbols is the recorded one; there is one version; and the tests that
+docs/reliability.md names exist.
 """
 
 import glob
 import os
 import re
+import subprocess
 import sys
 
 # From the bottom.  A room includes itself and what stands to its left; rooms in one pair of brackets
@@ -105,6 +107,24 @@ def check_versions():
             problems.append(f"{path} doesn't mention version {version}")
 
 
+def check_tests(build_directory):
+    """In the tables of docs/reliability.md: `test_...` is a function of some test, every other word is
+    a test that ctest knows, or what several of them begin with."""
+    listed = subprocess.run(["ctest", "-N"], cwd=build_directory, capture_output=True, text=True).stdout
+    known = re.findall(r"^ *Test +#\d+: (\S+)", listed, re.M)
+    functions = set()
+    for path in glob.glob("src/*/*_test.c") + glob.glob("tests/*/*.c"):
+        functions.update(re.findall(r"^(test_\w+)\(", read(path), re.M))
+    for row in re.findall(r"^\|.*", read("docs/reliability.md"), re.M):
+        for name in re.findall(r"`([\w-]+)`", row):
+            if name.startswith("test_"):
+                exists = name in functions
+            else:
+                exists = any(test == name or test.startswith(name + "_") for test in known)
+            if not exists:
+                problems.append(f"docs/reliability.md names the test {name}, which doesn't exist")
+
+
 os.chdir(sys.argv[1])
 check_links()
 check_options()
@@ -113,5 +133,7 @@ check_subcommands()
 check_rooms()
 check_symbols()
 check_versions()
+if len(sys.argv) > 2:
+    check_tests(sys.argv[2])
 print("\n".join(problems))
 sys.exit(1 if problems else 0)
