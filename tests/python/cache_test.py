@@ -24,7 +24,9 @@ def host_cache(cls, desc):
 
 @pytest.mark.parametrize("data_type,dtype", [
     (ld.DataType.DT_FLOAT16, np.float16), (ld.DataType.DT_BF16, np.uint16),
-    (ld.DataType.DT_BOOL, np.bool_), (ld.DataType.DT_INT64, np.int64)])
+    (ld.DataType.DT_BOOL, np.bool_), (ld.DataType.DT_INT64, np.int64),
+    (ld.DataType.DT_FLOAT8_E4M3FN, np.uint8), (ld.DataType.DT_FLOAT8_E5M2, np.uint8),
+    (ld.DataType.DT_FLOAT8_E8M0, np.uint8), (ld.DataType.DT_HIFLOAT8, np.uint8)])
 def test_views_are_the_memory(engines, data_type, dtype):
     manager = engines(ld.LLMRole.DECODER, 1).kv_cache_manager
     cache = manager.allocate_cache(ld.CacheDesc(2, (2, 3, 4), data_type))
@@ -33,6 +35,8 @@ def test_views_are_the_memory(engines, data_type, dtype):
     assert view.ctypes.data == cache.per_device_tensor_addrs[0][1]
     view[:] = 1
     assert (cache.numpy(1) == 1).all()
+    tensor = manager.get_cache_tensors(cache, 1)[0]
+    assert tensor.tensor_desc.dtype is data_type and tensor.numpy().shape == (2, 3, 4)
     capsule = np.from_dlpack(view) if data_type is not ld.DataType.DT_BOOL else view
     assert capsule.ctypes.data == view.ctypes.data
     with pytest.raises(ld.LLMException):

@@ -1,8 +1,12 @@
 """What is checked before the engine is touched, and what options are made."""
 
+import ast
+import copy
+import enum
 import inspect
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -64,7 +68,11 @@ def test_enums():
     assert (ld.Memtype.MEM_TYPE_DEVICE, ld.Memtype.MEM_TYPE_HOST) == (0, 1)
     assert [(s.name, s.value) for s in ld.RegisterMemStatus] == [("OK", 0), ("PREPARING", 1),
                                                                  ("FAILED", 2)]
-    assert str(LLMStatusCode.LLM_TIMEOUT) == "LLMStatusCode.LLM_TIMEOUT"
+    # The same with every version of Python, which differ in what they do with an IntEnum.
+    for member in (LLMStatusCode.LLM_TIMEOUT, ld.LLMRole.MIX, ld.Placement.HOST,
+                   ld.Memtype.MEM_TYPE_HOST, ld.RegisterMemStatus.OK, ld.DataType.DT_BOOL):
+        text = f"{type(member).__name__}.{member.name}"
+        assert str(member) == text and f"{member}" == text
     numbers = {0: "LLM_SUCCESS", 1: "LLM_WAIT_PROCESS_TIMEOUT", 2: "LLM_KV_CACHE_NOT_EXIST",
                5: "LLM_PARAM_INVALID", 7: "LLM_NOT_YET_LINK", 8: "LLM_ALREADY_LINK",
                17: "LLM_SEQ_LENOVERLIMIT", 21: "LLM_CACHE_KEY_EXIST", 24: "LLM_EXIST_LINK",
@@ -75,7 +83,9 @@ def test_enums():
     assert LLMStatusCode.LLM_UNKNOWN_ERROR == -1
     types = {"DT_FLOAT": 0, "DT_FLOAT16": 1, "DT_BF16": 27, "DT_INT8": 2, "DT_INT16": 6,
              "DT_UINT16": 7, "DT_UINT8": 4, "DT_INT32": 3, "DT_INT64": 9, "DT_UINT32": 8,
-             "DT_UINT64": 10, "DT_BOOL": 12, "DT_DOUBLE": 11, "DT_STRING": 13}
+             "DT_UINT64": 10, "DT_BOOL": 12, "DT_DOUBLE": 11, "DT_STRING": 13,
+             # Of the C library: the original has no names for them in Python.
+             "DT_HIFLOAT8": 34, "DT_FLOAT8_E5M2": 35, "DT_FLOAT8_E4M3FN": 36, "DT_FLOAT8_E8M0": 37}
     assert {t.name: t.value for t in ld.DataType} == types
 
 
@@ -251,6 +261,34 @@ def test_keys():
         ld.CacheKey(1, cluster_id=1, req_id=2)
 
 
+def fields(value):
+    return {key: fields(one) if hasattr(one, "__dict__") and not isinstance(one, enum.Enum) else one
+            for key, one in vars(value).items()}
+
+
+@pytest.mark.parametrize("copied", [lambda one: pickle.loads(pickle.dumps(one)), copy.deepcopy,
+                                    copy.copy])
+def test_descriptions_travel(copied):
+    info = ld.LLMClusterInfo()
+    info.remote_cluster_id = 3
+    info.append_remote_ip_info("1.2.3.4", 5)
+    config = ld.LLMConfig()
+    config.enable_cache_manager = True
+    for one in (info, config, DESC, ld.CacheKey(1, 2), ld.BlocksCacheKey(1, 2),
+                ld.CacheKeyByIdAndIndex(1, 2, 3), ld.TransferConfig(1, [2, 3], range(1)),
+                ld.TransferWithCacheKeyConfig(ld.BlocksCacheKey(1), range(1), range(1)),
+                ld.MemInfo(ld.Memtype.MEM_TYPE_DEVICE, 1, 2), ld.Status(LLMStatusCode.LLM_FAILED),
+                ld.TensorDesc(ld.DataType.DT_BF16, [1])):
+        other = copied(one)
+        assert other is not one and type(other) is type(one) and fields(other) == fields(one)
+    error = copied(ld.LLMException("why", LLMStatusCode.LLM_LINK_BUSY))
+    assert str(error) == "why" and error.status_code is LLMStatusCode.LLM_LINK_BUSY
+    tensor = ld.Tensor(np.array([[1.5]], np.float32))
+    other = copied(tensor)
+    assert other.numpy().tolist() == [[1.5]] and other.handle != tensor.handle
+    assert np.shares_memory(ld.Tensor(other.handle).numpy(), other.numpy())
+
+
 # ---- LLMConfig ----
 
 CONFIG = [
@@ -265,6 +303,7 @@ CONFIG = [
     ("cluster_info", '{"listen_ip_info":[{"ip":"1.2.3.4","port":1}]}',
      {"llm.ClusterInfo": '{"listen_ip_info": [{"ip": 67305985, "port": 1}]}'}),
     ("output_max_size", 9, {"llm.OutputMaxSize": "9"}),
+    ("output_max_size", 2**40, {"llm.OutputMaxSize": str(2**40)}),
     ("mem_utilization", 0.5, {"llm.MemoryUtilization": "0.5"}),
     ("buf_pool_cfg", "{}", {"llm.BufPoolCfg": "{}"}),
     ("mem_pool_cfg", "{}", {"llm.MemPoolConfig": "{}"}),
@@ -319,6 +358,16 @@ def test_config_refuses(name, value, kind):
     with pytest.raises(kind) as raised:
         setattr(ld.LLMConfig(), name, value)
     assert type(raised.value) is kind
+
+
+def test_type_checkers_see_the_properties():
+    tree = ast.parse(inspect.getsource(ld.LLMConfig))
+    seen = set()
+    for node in tree.body[0].body:
+        seen |= {node.name} if isinstance(node, ast.FunctionDef) else {
+            target.id for target in getattr(node, "targets", ())}
+    assert {name for name, *_ in CONFIG} <= seen
+    assert all(inspect.getdoc(getattr(ld.LLMConfig, name)) for name, *_ in CONFIG)
 
 
 # ---- what init makes of options ----

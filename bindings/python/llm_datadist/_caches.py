@@ -52,7 +52,8 @@ class _AnyCache:
 
             torch.from_dlpack(cache.numpy(0).view("int16")).view(torch.bfloat16)
 
-        (DT_BOOL likewise by "uint8" and torch.bool.)  The array keeps the cache from being freed
+        (DT_BOOL likewise by "uint8" and torch.bool; FP8 is shown as uint8, and is
+        torch.from_dlpack(cache.numpy(0)).view(torch.float8_e4m3fn) there.)  The array keeps the cache from being freed
         by the garbage collector, but must not be used any more once the cache was deallocated, or the
         engine finalized.
         """

@@ -40,6 +40,39 @@ def _json_object(name: str, text: str) -> typing.Dict[str, typing.Any]:
     return value
 
 
+_UNNEEDED = "Accepted, and not needed here."
+
+_Value = typing.TypeVar("_Value", str, int, bool)
+
+
+class _Option(typing.Generic[_Value]):
+    """A property of LLMConfig that is an option as it is."""
+
+    def __init__(self, key: str, kind: typing.Type[_Value], doc: str,
+                 check: typing.Optional[typing.Callable[[str, typing.Any], None]] = None) -> None:
+        self._kind: typing.Type[_Value] = kind
+        self._key, self._check, self._name = key, check, ""
+        self.__doc__ = doc
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @typing.overload
+    def __get__(self, config: None, owner: type) -> "_Option[_Value]": ...
+
+    @typing.overload
+    def __get__(self, config: "LLMConfig", owner: type) -> typing.Optional[_Value]: ...
+
+    def __get__(self, config: typing.Optional["LLMConfig"], owner: type) -> typing.Any:
+        return self if config is None else config._options.get(self._key)
+
+    def __set__(self, config: "LLMConfig", value: _Value) -> None:
+        check_isinstance(self._name, value, self._kind, allow_none=False)
+        if self._check is not None:
+            self._check(self._name, value)
+        config._options[self._key] = value
+
+
 class LLMConfig:
     """Options with names and checks; `generate_options()` makes the dict that LLMDataDist.init takes.
 
@@ -48,6 +81,26 @@ class LLMConfig:
         config.listen_ip_info = "127.0.0.1:26000"
         datadist.init(config.generate_options())
     """
+
+    deploy_res_path = _Option("llm.deployResPath", str, _UNNEEDED)
+    output_max_size = _Option("llm.OutputMaxSize", int, _UNNEEDED)
+    rdma_traffic_class = _Option("llm.RdmaTrafficClass", int, _UNNEEDED, check_uint32)
+    rdma_service_level = _Option("llm.RdmaServiceLevel", int, _UNNEEDED, check_uint32)
+    buf_pool_cfg = _Option(BUF_POOL_CFG, str, "v1: JSON with the tiers of the memory pool.")
+    mem_pool_cfg = _Option(
+        MEM_POOL_CFG, str,
+        'v2: JSON, {"memory_size": bytes}, the pool of allocate_cache on the device.')
+    host_mem_pool_cfg = _Option(
+        HOST_MEM_POOL_CFG, str,
+        'v2: JSON, {"memory_size": bytes}, the pool of allocate_cache on the host.')
+    enable_switch_role = _Option(ENABLE_SWITCH_ROLE, bool, "Allows switch_role in v1 mode.")
+    enable_cache_manager = _Option(ENABLE_CACHE_MANAGER, bool, "v2 mode.")
+    enable_remote_cache_accessible = _Option(
+        REMOTE_ACCESSIBLE, bool, "v2: caches may be pushed to, and are named by id.")
+    local_comm_res = _Option(LOCAL_COMM_RES, str, "Asks for v2 mode, whatever it says.")
+    link_total_time = _Option(
+        LINK_TOTAL_TIME, int,
+        "Seconds that link() waits for its members; 0: HCCL_CONNECT_TIMEOUT, or 120.", check_uint32)
 
     def __init__(self) -> None:
         self._ge_options: typing.Dict[str, str] = {}
@@ -190,44 +243,7 @@ class LLMConfig:
         _json_object("global_resource_config", global_resource_config)
         self._options[GLOBAL_RESOURCE_CONFIG] = global_resource_config
 
-    @staticmethod
-    def _plain(name: str, key: str, kind: type, doc: str) -> property:
-        def get(self: "LLMConfig") -> typing.Any:
-            return self._options.get(key)
 
-        def put(self: "LLMConfig", value: typing.Any) -> None:
-            if kind is int:
-                check_uint32(name, value)
-            else:
-                check_isinstance(name, value, kind, allow_none=False)
-            self._options[key] = value
-
-        return property(get, put, doc=doc)
-
-
-def _add_plain_properties() -> None:
-    unneeded = "Accepted, and not needed here."
-    for name, key, kind, doc in (
-            ("deploy_res_path", "llm.deployResPath", str, unneeded),
-            ("output_max_size", "llm.OutputMaxSize", int, unneeded),
-            ("buf_pool_cfg", BUF_POOL_CFG, str, "v1: JSON with the tiers of the memory pool."),
-            ("mem_pool_cfg", MEM_POOL_CFG, str,
-             'v2: JSON, {"memory_size": bytes}, the pool of allocate_cache on the device.'),
-            ("host_mem_pool_cfg", HOST_MEM_POOL_CFG, str,
-             'v2: JSON, {"memory_size": bytes}, the pool of allocate_cache on the host.'),
-            ("enable_switch_role", ENABLE_SWITCH_ROLE, bool, "Allows switch_role in v1 mode."),
-            ("enable_cache_manager", ENABLE_CACHE_MANAGER, bool, "v2 mode."),
-            ("enable_remote_cache_accessible", REMOTE_ACCESSIBLE, bool,
-             "v2: caches may be pushed to, and are named by id."),
-            ("rdma_traffic_class", "llm.RdmaTrafficClass", int, unneeded),
-            ("rdma_service_level", "llm.RdmaServiceLevel", int, unneeded),
-            ("local_comm_res", LOCAL_COMM_RES, str, "Asks for v2 mode, whatever it says."),
-            ("link_total_time", LINK_TOTAL_TIME, int,
-             "Seconds that link() waits for its members; 0: HCCL_CONNECT_TIMEOUT, or 120.")):
-        setattr(LLMConfig, name, LLMConfig._plain(name, key, kind, doc))
-
-
-_add_plain_properties()
 LlmConfig = LLMConfig
 
 

@@ -7,18 +7,18 @@ import weakref
 import numpy as np
 
 from ._check import check_isinstance, check_list_int64
-from ._types import DataType, Shape
+from ._types import FP8, DataType, Shape
 
 _NUMPY_TYPES = {
     DataType.DT_FLOAT: np.float32, DataType.DT_FLOAT16: np.float16, DataType.DT_BF16: np.float16,
     DataType.DT_INT8: np.int8, DataType.DT_INT16: np.int16, DataType.DT_UINT16: np.uint16,
     DataType.DT_UINT8: np.uint8, DataType.DT_INT32: np.int32, DataType.DT_INT64: np.int64,
     DataType.DT_UINT32: np.uint32, DataType.DT_UINT64: np.uint64, DataType.DT_BOOL: np.bool_,
-    DataType.DT_DOUBLE: np.float64,
+    DataType.DT_DOUBLE: np.float64, **dict.fromkeys(FP8, np.uint8),
 }
-# One way only: an array of float16 is DT_FLOAT16 unless a description says DT_BF16.
+# One way only: an array of float16 is DT_FLOAT16 unless a description says DT_BF16, and so for FP8.
 _DATA_TYPES = {np.dtype(numpy_type): data_type for data_type, numpy_type in _NUMPY_TYPES.items()
-               if data_type is not DataType.DT_BF16}
+               if data_type is not DataType.DT_BF16 and data_type not in FP8}
 
 _handles = itertools.count(1)
 _tensors: "weakref.WeakValueDictionary[int, Tensor]" = weakref.WeakValueDictionary()
@@ -114,6 +114,9 @@ class Tensor:
         view = self._data.view()
         view.flags.writeable = False
         return view
+
+    def __reduce__(self) -> typing.Tuple[typing.Any, ...]:
+        return type(self), (self._data, self._desc)  # a handle of its own
 
     def __repr__(self) -> str:
         return f"Tensor({self._desc!r})"

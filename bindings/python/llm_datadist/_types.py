@@ -46,6 +46,9 @@ class Memtype(enum.IntEnum):
     MEM_TYPE_DEVICE = 0
     MEM_TYPE_HOST = 1
 
+    def __str__(self) -> str:
+        return f"Memtype.{self.name}"
+
 
 class RegisterMemStatus(enum.IntEnum):
     """What query_register_mem_status answers."""
@@ -54,9 +57,12 @@ class RegisterMemStatus(enum.IntEnum):
     PREPARING = 1
     FAILED = 2
 
+    def __str__(self) -> str:
+        return f"RegisterMemStatus.{self.name}"
+
 
 class DataType(enum.Enum):
-    """Element types; the values are those of the C library."""
+    """Element types; the values are those of the C library.  The original has no names for FP8."""
 
     DT_FLOAT = 0
     DT_FLOAT16 = 1
@@ -72,15 +78,23 @@ class DataType(enum.Enum):
     DT_BOOL = 12
     DT_STRING = 13
     DT_BF16 = 27
+    DT_HIFLOAT8 = 34
+    DT_FLOAT8_E5M2 = 35
+    DT_FLOAT8_E4M3FN = 36
+    DT_FLOAT8_E8M0 = 37
 
 
-# numpy has no bfloat16: those bits are shown as uint16.
+FP8 = (DataType.DT_HIFLOAT8, DataType.DT_FLOAT8_E5M2, DataType.DT_FLOAT8_E4M3FN,
+       DataType.DT_FLOAT8_E8M0)
+
+
+# numpy has no bfloat16 and no FP8: those bits are shown as uint16 and uint8.
 _VIEW_DTYPES: typing.Dict[DataType, typing.Any] = {
     DataType.DT_FLOAT: np.float32, DataType.DT_FLOAT16: np.float16, DataType.DT_BF16: np.uint16,
     DataType.DT_INT8: np.int8, DataType.DT_INT16: np.int16, DataType.DT_UINT16: np.uint16,
     DataType.DT_UINT8: np.uint8, DataType.DT_INT32: np.int32, DataType.DT_INT64: np.int64,
     DataType.DT_UINT32: np.uint32, DataType.DT_UINT64: np.uint64, DataType.DT_BOOL: np.bool_,
-    DataType.DT_DOUBLE: np.float64,
+    DataType.DT_DOUBLE: np.float64, **dict.fromkeys(FP8, np.uint8),
 }
 
 
@@ -430,5 +444,5 @@ def native_key(key: typing.Union[CacheKey, BlocksCacheKey]) -> typing.Tuple[int,
 AnyKey = typing.Union[CacheKey, CacheKeyByIdAndIndex, BlocksCacheKey]
 
 __all__ = ["AnyKey", "BlocksCacheKey", "CacheDesc", "CacheKey", "CacheKeyByIdAndIndex", "DataType",
-           "INVALID_ID", "LLMClusterInfo", "LLMException", "LLMRole", "MemInfo", "Memtype",
+           "FP8", "INVALID_ID", "LLMClusterInfo", "LLMException", "LLMRole", "MemInfo", "Memtype",
            "Placement", "RegisterMemStatus", "ip_to_int", "ip_to_text", "native_key", "stride", "view_dtype"]
