@@ -80,7 +80,7 @@ class Pair:
 
     def pull_in_c(self, blocks):
         """A call of the module alone."""
-        native, cache = self.native, self.target._struct()
+        native, cache = self.native, self.target._struct(self.decoder._engine)
         index = _core.NativeIndex(1, self.source.cache_id)
         ready = _core.block_list("blocks", blocks)
         return lambda: native.transfer(_core.PULL_BLOCKS, cache, index, None, ready, ready)

@@ -1,5 +1,6 @@
 """Caches: views, copies, tasks."""
 
+import copy
 import gc
 import threading
 
@@ -42,6 +43,62 @@ def test_views_are_the_memory(engines, data_type, dtype):
     with pytest.raises(ld.LLMException):
         cache.numpy(2)
     refused(lambda: cache.numpy(0, 1))
+
+
+def test_a_cache_keeps_its_shape(engines):
+    manager = engines(ld.LLMRole.DECODER, 1).kv_cache_manager
+    shape = [8, 16]
+    desc = ld.CacheDesc(2, shape, ld.DataType.DT_FLOAT)
+    first = manager.allocate_cache(desc)
+    desc.update_dim(0, 16)  # for the next one
+    second = manager.allocate_cache(desc)
+    assert first.numpy(0).shape == (8, 16) and second.numpy(0).shape == (16, 16)
+    assert manager.get_cache_tensors(first)[0].numpy().shape == (8, 16)
+    cpu, _ = host_cache(ld.KvCache, desc)
+    refused(lambda: manager.swap_blocks(first, cpu, {8: 0}))
+
+
+def test_no_views_without_an_engine(engines):
+    datadist = engines(ld.LLMRole.DECODER, 1)
+    cache = datadist.kv_cache_manager.allocate_cache(DESC)
+    datadist.finalize()
+    with pytest.raises(RuntimeError, match="not initialized"):
+        cache.numpy(0)
+    cpu, arrays = host_cache(ld.KvCache, DESC)  # needs none
+    assert cpu.numpy(3).ctypes.data == arrays[3].ctypes.data
+
+
+def test_a_copied_object_is_the_same_cache(engines):
+    manager = engines(ld.LLMRole.DECODER, 1).kv_cache_manager
+    cache = manager.allocate_cache(DESC)
+    copy.copy(cache)
+    gc.collect()
+    other = manager.allocate_cache(DESC)  # not in the same memory
+    assert not set(other.per_device_tensor_addrs[0]) & set(cache.per_device_tensor_addrs[0])
+
+
+def test_caches_of_another_engine_are_refused(pair, pair_v2):
+    gone = LLMStatusCode.LLM_KV_CACHE_NOT_EXIST
+    prompt, decoder = (one.kv_cache_manager for one in pair)
+    source, target = prompt.allocate_blocks_cache(DESC), decoder.allocate_blocks_cache(DESC)
+    assert source.cache_id == target.cache_id
+    key = ld.CacheKeyByIdAndIndex(1, source.cache_id)
+    cpu, _ = host_cache(ld.KvCache, DESC)
+    for call in (lambda: decoder.deallocate_cache(source),
+                 lambda: decoder.pull_blocks(key, source, [1], [1]),
+                 lambda: decoder.pull_cache(key, source),
+                 lambda: decoder.copy_cache(target, source),
+                 lambda: decoder.copy_blocks(source, {0: [1]}),
+                 lambda: decoder.swap_blocks(source, cpu, {0: 1}),
+                 lambda: decoder.get_cache_tensors(source),
+                 lambda: prompt.transfer_cache_async(target, Layers(), [])):
+        refused(call, gone)
+    decoder.pull_blocks(key, target, [1], [1])
+    one, two = (one.cache_manager for one in pair_v2)
+    cache, other = one.allocate_blocks_cache(DESC), two.allocate_blocks_cache(DESC)
+    refused(lambda: two.deallocate_blocks_cache(cache), gone)
+    refused(lambda: two.push_blocks(key, cache, [1], [1]), gone)
+    two.push_blocks(ld.CacheKeyByIdAndIndex(1, cache.cache_id), other, [1], [1])
 
 
 def test_torch_takes_views(engines):
@@ -327,6 +384,40 @@ def test_a_task_cuts_a_slot_into_blocks(pair_v2):
         source, Layers(), [config(target, range(1, 2), range(0, 1), 6)], None, [9, 4], 32)
     assert task.synchronize() == LLMStatusCode.LLM_SUCCESS
     assert target.numpy(0)[[9, 4]].ravel().tolist() == list(range(16))
+
+
+@pytest.mark.parametrize("registered", [False, True])
+def test_a_cache_that_goes_ends_the_task_that_cuts_it(pair_v2, registered):
+    one, two = pair_v2
+    manager = one.cache_manager
+    memory = [np.ones(DESC.shape, np.float32) for _ in range(4)]
+    source = (manager.register_cache(DESC, [m.ctypes.data for m in memory]) if registered else
+              manager.allocate_cache(DESC))
+    target = two.cache_manager.allocate_blocks_cache(ld.CacheDesc(4, [32, 8], ld.DataType.DT_FLOAT))
+    gate = threading.Event()
+    task = manager.transfer_cache_async(
+        source, Layers(lambda layer: gate.wait()), [config(target, range(0, 1), range(0, 1))], None,
+        [9, 4], 32)
+    if registered:
+        manager.unregister_cache(source.cache_id)
+    else:
+        manager.deallocate_cache(source)
+    gate.set()
+    assert task.synchronize() == LLMStatusCode.LLM_FAILED
+    assert (target.numpy(0) == 0).all()
+
+
+def test_configurations_are_read_at_the_start(task_pair):
+    manager, source, target = task_pair
+    addrs = target.per_device_tensor_addrs[0]
+    gate = threading.Event()
+    one = ld.TransferConfig(2, list(addrs), None, 3)
+    task = manager.transfer_cache_async(source, Layers(lambda layer: gate.wait()), [one])
+    one.dst_addrs[:2] = [1, 1]
+    one.dst_cluster_id, one.dst_addrs, one.src_batch_index = 9, [], 5
+    gate.set()
+    assert task.synchronize() == LLMStatusCode.LLM_SUCCESS
+    assert (target.numpy(3)[0] == 33).all()
 
 
 def test_v2_tasks_push_to_addresses(engines):

@@ -10,6 +10,7 @@ import pickle
 import re
 import subprocess
 import sys
+import typing
 
 import numpy as np
 import pytest
@@ -368,6 +369,9 @@ def test_type_checkers_see_the_properties():
             target.id for target in getattr(node, "targets", ())}
     assert {name for name, *_ in CONFIG} <= seen
     assert all(inspect.getdoc(getattr(ld.LLMConfig, name)) for name, *_ in CONFIG)
+    for cls in (ld.LLMDataDist, ld.Cache, ld.KvCache):
+        hints = typing.get_type_hints(cls.__enter__, {"Engine": None})
+        assert hints["return"] is hints["self"]
 
 
 # ---- what init makes of options ----
@@ -492,6 +496,20 @@ def test_tensors_refuse(call):
     with pytest.raises(RuntimeError) as raised:
         call()
     assert type(raised.value) is RuntimeError
+
+
+def test_a_forgotten_instance_lives_as_long_as_the_process():
+    code = ("import gc, llm_datadist as ld\n"
+            "def make():\n"
+            "    d = ld.LLMDataDist(ld.LLMRole.DECODER, 1)\n"
+            "    d.init({'ge.exec.deviceId': '0'})\n"
+            "    return d.kv_cache_manager.allocate_cache(ld.CacheDesc(1, [4], ld.DataType.DT_INT8))\n"
+            "view = make().numpy(0)\n"
+            "gc.collect()\n"
+            "view[:] = 7\n"
+            "print(view.sum())")
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (0, "28\n")
 
 
 def test_a_forgotten_instance_is_finalized_at_exit():

@@ -126,7 +126,7 @@ def main():
             answer = datadist.link_clusters([cluster_info(question["cluster"], question["port"])])[0]
         elif what == "stop_in_a_pull":
             blocks = _core.block_list("blocks", range(len(views[0])))
-            datadist._engine.start("pull", _core.PULL_BLOCKS, cache._struct(), _core.NativeIndex(
+            datadist._engine.start("pull", _core.PULL_BLOCKS, cache._struct(datadist._engine), _core.NativeIndex(
                 question["cluster"], question["cache_id"]), None, blocks, blocks)
             os.kill(os.getpid(), signal.SIGSTOP)
             answer = None

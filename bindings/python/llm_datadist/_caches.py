@@ -8,10 +8,13 @@ import numpy as np
 from . import _core
 from ._check import check_isinstance, check_uint32, check_uint64
 from ._status import LLMException, LLMStatusCode, raise_if_false
-from ._types import CacheDesc, Placement, view_dtype
+from ._types import CacheDesc, Placement, stride, view_dtype
 
 if typing.TYPE_CHECKING:
     from ._managers import _Manager
+
+
+_Self = typing.TypeVar("_Self", bound="_AnyCache")
 
 
 def native_struct(desc: CacheDesc, addrs: typing.Sequence[int], cache_id: int = -1
@@ -26,11 +29,14 @@ class _AnyCache:
     def __init__(self, desc: CacheDesc, native: _core.NativeCache, is_blocks: bool,
                  manager: typing.Optional["_Manager"], memory: object = None) -> None:
         self._desc = desc
+        # desc.shape is the caller's, who may change it for the next cache.
+        self._shape = tuple(desc.shape)
         self._native: typing.Optional[_core.NativeCache] = native
         self._cache_id: int = native.cache_id
         self._addrs: typing.List[int] = native.addrs
         self._is_blocks = is_blocks
         self._manager = None if manager is None else weakref.ref(manager)
+        self._engine = None if manager is None else manager._engine
         # Memory of Python's, which lives as long as this object and the views of it.
         self._memory = memory
 
@@ -57,6 +63,9 @@ class _AnyCache:
         by the garbage collector, but must not be used any more once the cache was deallocated, or the
         engine finalized.
         """
+        manager = self._manager() if self._manager is not None else None
+        if self._engine is not None and (manager is None or not manager.is_initialized()):
+            raise RuntimeError("llm datadist is not initialized")
         check_uint32("tensor_index", tensor_index)
         raise_if_false(tensor_index < self._desc.num_tensors,
                        "tensor_index {} is out of range [0, {})", tensor_index,
@@ -64,20 +73,33 @@ class _AnyCache:
         at = device_index * self._desc.num_tensors + tensor_index
         raise_if_false(0 <= at < len(self._addrs),
                        "the cache has no memory on device {}", device_index)
-        return _core.view(self, self._addrs[at], self._desc.shape, view_dtype(self._desc.data_type))
+        return _core.view(self, self._addrs[at], self._shape, view_dtype(self._desc.data_type))
 
     def _spend(self) -> None:
         self._native = None
         self._addrs = []
 
-    def _struct(self) -> _core.NativeCache:
+    @property
+    def _stride(self) -> int:
+        """Bytes from one batch slot or block to the next."""
+        desc = self._desc
+        return stride(CacheDesc(desc.num_tensors, self._shape, desc.data_type))
+
+    def _struct(self, engine: _core.Engine) -> _core.NativeCache:
+        """What C calls the cache.  Another engine has its own caches under the same ids."""
+        if self._engine is not engine and self._engine is not None:
+            raise LLMException(f"the cache {self._cache_id} is another engine's",
+                               LLMStatusCode.LLM_KV_CACHE_NOT_EXIST)
         native = self._native
         if native is None:
             raise LLMException(f"the cache {self._cache_id} was deallocated",
                                LLMStatusCode.LLM_KV_CACHE_NOT_EXIST)
         return native
 
-    def __enter__(self) -> "_AnyCache":
+    def __copy__(self: _Self) -> _Self:
+        return self  # a second object would free the memory of the first one
+
+    def __enter__(self: _Self) -> _Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,7 +5,6 @@ import itertools
 import os
 import time
 import typing
-import weakref
 
 from . import _core, _meeting
 from ._check import check_dict, check_int32, check_isinstance, check_uint32, check_uint64
@@ -18,8 +17,11 @@ from ._types import LLMClusterInfo, LLMRole, RegisterMemStatus, ip_to_text
 Clusters = typing.Union[typing.List[LLMClusterInfo], typing.Tuple[LLMClusterInfo, ...]]
 Results = typing.Tuple[LLMStatusCode, typing.List[LLMStatusCode]]
 
-_alive: "weakref.WeakSet[LLMDataDist]" = weakref.WeakSet()
+# Initialized instances live until finalize: caches and views may be all that a program has kept.
+_alive: "typing.Set[LLMDataDist]" = set()
 _comm_ids = itertools.count(1)
+
+_Self = typing.TypeVar("_Self", bound="LLMDataDist")
 
 # A source address that leaves the choice to the system.
 _FROM_ANYWHERE = [("0.0.0.0", 0)]
@@ -46,7 +48,8 @@ class LLMDataDist:
             CacheDesc(2, [8, 1024], DataType.DT_FLOAT16))
         cache.numpy(0)[:] = 1
 
-    A process may have several of them.  `with LLMDataDist(...) as datadist:` finalizes at the end.
+    A process may have several of them.  `with LLMDataDist(...) as datadist:` finalizes at the end; without
+    finalize() an initialized one lives as long as the process.
     In v1 mode (`kv_cache_manager`) the library allocates caches and roles are strict; in v2 mode
     (`cache_manager`, with the option llm.EnableCacheManager "1") the caller registers memory and any side
     links, pulls and pushes.
@@ -103,7 +106,7 @@ class LLMDataDist:
         _alive.discard(self)
         engine.finalize()
 
-    def __enter__(self) -> "LLMDataDist":
+    def __enter__(self: _Self) -> _Self:
         return self
 
     def __exit__(self, *_: object) -> None:

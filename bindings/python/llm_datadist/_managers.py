@@ -15,7 +15,7 @@ from ._tasks import (CacheTask, Item, LayerSynchronizer, TransferConfig,
                      TransferWithCacheKeyConfig)
 from ._tensor import Tensor, TensorDesc
 from ._types import (AnyKey, BlocksCacheKey, CacheDesc, CacheKey, CacheKeyByIdAndIndex, DataType,
-                     INVALID_ID, LLMRole, MemInfo, Memtype, Placement, native_key, stride)
+                     INVALID_ID, LLMRole, MemInfo, Memtype, Placement, native_key)
 
 Blocks = _core.Blocks
 _LAYER_KEYWORDS = ("src_layer_range", "dst_layer_range", "tensor_num_per_layer")
@@ -132,7 +132,7 @@ class _Manager:
         _check_size(size)
         self._check_cache_key(cache_key)
         param = self._param(cache.cache_desc, keywords, False, **self._offsets(keywords))
-        self._engine.transfer("pull_cache", _core.PULL_CACHE, cache._struct(),
+        self._engine.transfer("pull_cache", _core.PULL_CACHE, cache._struct(self._engine),
                               self._locate(cache_key), param, batch_index, size)
 
     @staticmethod
@@ -153,7 +153,7 @@ class _Manager:
         src_list = _core.block_list("src_blocks", src_blocks)
         dst_list = _core.block_list("dst_blocks", dst_blocks)
         param = self._param(cache.cache_desc, keywords, False)
-        self._engine.transfer("pull_blocks", _core.PULL_BLOCKS, cache._struct(),
+        self._engine.transfer("pull_blocks", _core.PULL_BLOCKS, cache._struct(self._engine),
                               self._locate(cache_key), param, src_list, dst_list)
 
     def _push_cache(self, dst_cache_key: AnyKey, src_cache: _AnyCache, src_batch_index: int,
@@ -162,7 +162,7 @@ class _Manager:
         check_int64("size", size)
         raise_if_false(size == -1, "size {} must be -1", size)
         param = self._push_param(src_cache, keywords)
-        self._engine.transfer("push_cache", _core.PUSH_CACHE, src_cache._struct(),
+        self._engine.transfer("push_cache", _core.PUSH_CACHE, src_cache._struct(self._engine),
                               self._locate(dst_cache_key), param, src_batch_index, size)
 
     def _push_blocks(self, dst_cache_key: AnyKey, src_cache: _AnyCache, src_blocks: Blocks,
@@ -172,7 +172,7 @@ class _Manager:
         raise_if_false(len(dst_list) > 0, "dst_blocks must not be empty")
         raise_if_false(src_cache._is_blocks, "src_cache must be a blocks cache")
         param = self._push_param(src_cache, keywords)
-        self._engine.transfer("push_blocks", _core.PUSH_BLOCKS, src_cache._struct(),
+        self._engine.transfer("push_blocks", _core.PUSH_BLOCKS, src_cache._struct(self._engine),
                               self._locate(dst_cache_key), param, src_list, dst_list)
 
     def _push_param(self, src_cache: _AnyCache, keywords: typing.Mapping[str, typing.Any]
@@ -202,8 +202,8 @@ class _Manager:
         _check_size(size)
         self._check_device("src", src)
         self._check_device("dst", dst)
-        self._engine.copy_cache(src._struct(), dst._struct(), src_batch_index, dst_batch_index,
-                                offset, size)
+        self._engine.copy_cache(src._struct(self._engine), dst._struct(self._engine),
+                                src_batch_index, dst_batch_index, offset, size)
 
     def _copy_blocks(self, cache: _AnyCache, copy_block_info: typing.Dict[int, typing.List[int]]
                      ) -> None:
@@ -214,7 +214,7 @@ class _Manager:
         for src_block, targets in copy_block_info.items():
             src_blocks += [src_block] * len(targets)
             dst_blocks += targets
-        native = cache._struct()
+        native = cache._struct(self._engine)
         self._engine.copy_blocks("copy_blocks", native, native, src_blocks, dst_blocks)
 
     def swap_blocks(self, src: typing.Any, dst: typing.Any, src_to_dst: typing.Dict[int, int]
@@ -230,16 +230,16 @@ class _Manager:
         raise_if_false(src.cache_desc.num_tensors == dst.cache_desc.num_tensors,
                        "src has {} tensors, dst has {}", src.cache_desc.num_tensors,
                        dst.cache_desc.num_tensors)
-        raise_if_false(stride(src.cache_desc) == stride(dst.cache_desc),
-                       "a block of src has {} bytes, one of dst {}", stride(src.cache_desc),
-                       stride(dst.cache_desc))
+        raise_if_false(src._stride == dst._stride, "a block of src has {} bytes, one of dst {}",
+                       src._stride, dst._stride)
         for name, blocks, cache in (("src", src_to_dst.keys(), src), ("dst", src_to_dst.values(), dst)):
-            count = cache.cache_desc.shape[0]
+            count = cache._shape[0]
             raise_if_false(all(0 <= block < count for block in blocks),
                            "a {} block is out of range [0, {})", name, count)
         if src_to_dst:
-            self._engine.copy_blocks("swap_blocks", src._struct(), dst._struct(),
-                                     list(src_to_dst.keys()), list(src_to_dst.values()))
+            self._engine.copy_blocks("swap_blocks", src._struct(self._engine),
+                                     dst._struct(self._engine), list(src_to_dst.keys()),
+                                     list(src_to_dst.values()))
 
     def _check_swap(self, src: _AnyCache, dst: _AnyCache) -> None:
         pass
@@ -276,23 +276,29 @@ class _Manager:
                                "there are {} dst_addrs for {} layers, expected {}",
                                len(config.dst_addrs), len(layers), 2 * len(layers))
 
-        native, spread, at_end = src_cache._struct(), None, lambda: None
+        native, spread, at_end = src_cache._struct(self._engine), None, lambda: None
+        aliased = None
         if dst_count > 0 and src_count == 0:
             native, spread, at_end = self._alias(src_cache, dst_block_memory_size, dst_count)
+            aliased = src_cache.cache_id
         elif dst_block_memory_size:
-            raise_if_false(dst_block_memory_size == stride(desc),
+            raise_if_false(dst_block_memory_size == src_cache._stride,
                            "dst_block_memory_size {} must be the source's block size {}",
-                           dst_block_memory_size, stride(desc))
+                           dst_block_memory_size, src_cache._stride)
 
         def make_item(config: typing.Any) -> Item:
             layers = config.src_layer_range or range(num_layers)
             blocks = src_list if spread is None else spread(config.src_batch_index)
             by_address = isinstance(config, TransferConfig)
             index = None if by_address else self._locate(config.cache_key)
+            # The caller may change the configuration meanwhile, for the next task.
+            batch_index = config.src_batch_index
+            cluster, addrs = ((config.dst_cluster_id, list(config.dst_addrs)) if by_address else
+                              (0, []))
 
             def push(src_layer: int, dst_layer: int) -> None:
-                there = index or _core.NativeIndex(config.dst_cluster_id, 0, 0, 0, None,
-                                                   config.dst_addrs[2 * dst_layer:2 * dst_layer + 2])
+                there = index or _core.NativeIndex(cluster, 0, 0, 0, None,
+                                                   addrs[2 * dst_layer:2 * dst_layer + 2])
                 # Addresses need no destination layers, but as many.
                 param = _core.transfer_param(range(src_layer, src_layer + 1),
                                              range(dst_layer, dst_layer + 1))
@@ -301,35 +307,42 @@ class _Manager:
                                           blocks, dst_list)
                 else:
                     self._engine.transfer("transfer_cache", _core.PUSH_CACHE, native, there, param,
-                                          config.src_batch_index, -1)
+                                          batch_index, -1)
 
             return Item(layers, range(len(layers)) if by_address else config.dst_layer_range, push)
 
         try:
             items = [make_item(config) for config in transfer_configs]
-            task = CacheTask(items, layer_synchronizer, self._timeout_code, at_end)
+            task = CacheTask(items, layer_synchronizer, self._timeout_code, at_end, aliased)
         except BaseException:
             at_end()
             raise
         self._tasks.add(task)
         return task
 
+    def _end_aliases(self, cache_id: int) -> None:
+        """Before the memory of a cache goes."""
+        for task in list(self._tasks):
+            if task._aliased == cache_id:
+                task._stop()
+                task._at_end()
+
     def _alias(self, src_cache: _AnyCache, block_bytes: typing.Optional[int], count: int
                ) -> typing.Tuple[_core.NativeCache, typing.Any, typing.Callable[[], None]]:
         """A second registration of the cache's memory, cut into blocks; which of them a batch slot's
         first `count` are; and what ends the registration."""
         desc = src_cache.cache_desc
-        slot = stride(desc)
+        slot, num_slots = src_cache._stride, src_cache._shape[0]
         size = block_bytes or slot
         raise_if_false(slot % size == 0 and count <= slot // size,
                        "{} blocks of {} bytes don't fit a batch slot of {} bytes", count, size, slot)
-        native = self._engine.register(desc.num_tensors, (desc.shape[0] * (slot // size), size),
+        native = self._engine.register(desc.num_tensors, (num_slots * (slot // size), size),
                                        DataType.DT_INT8.value, int(desc.placement),
-                                       src_cache._struct().addrs)
+                                       src_cache._struct(self._engine).addrs)
 
         def spread(batch_index: int) -> _core.NativeBlocks:
-            raise_if_false(batch_index < desc.shape[0], "src_batch_index {} is out of range [0, {})",
-                           batch_index, desc.shape[0])
+            raise_if_false(batch_index < num_slots, "src_batch_index {} is out of range [0, {})",
+                           batch_index, num_slots)
             first = batch_index * (slot // size)
             return _core.block_list("src_block_indices", range(first, first + count))
 
@@ -377,7 +390,7 @@ class KvCacheManager(_Manager):
         self._check_alive()
         raise_if_false(desc.num_tensors > 0, "num_tensors must be more than 0")
         self._check_device("cache_desc", typing.cast(_AnyCache, _DescOnly(desc)))
-        raise_if_false(is_blocks or len(keys) <= desc.shape[0],
+        raise_if_false(is_blocks or not keys or len(keys) <= desc.shape[0],
                        "there are {} cache_keys for {} batch slots", len(keys), desc.shape[0])
         native = self._engine.allocate(desc.num_tensors, desc.shape, desc.data_type.value,
                                        int(desc.placement), self._options.num_devices)
@@ -393,6 +406,7 @@ class KvCacheManager(_Manager):
         self._check_device("cache", cache)
         self._check_alive()
         if cache._native is not None:
+            cache._struct(self._engine)
             self._release(cache)
 
     def _release(self, cache: _AnyCache) -> None:
@@ -517,13 +531,13 @@ class KvCacheManager(_Manager):
         desc = cache.cache_desc
         raise_if_false(0 <= tensor_index < desc.num_tensors,
                        "tensor_index {} is out of range [0, {})", tensor_index, desc.num_tensors)
-        cache._struct()
+        cache._struct(self._engine)
         tensors = []
         for device in range(len(cache.per_device_tensor_addrs)):
             data = cache.numpy(tensor_index, device)
             if desc.data_type is DataType.DT_BF16:
                 data = data.view("float16")
-            tensors.append(Tensor(data, TensorDesc(desc.data_type, list(desc.shape))))
+            tensors.append(Tensor(data, TensorDesc(desc.data_type, cache._shape)))
         return tensors
 
 
@@ -602,6 +616,7 @@ class CacheManager(_Manager):
         """Ends a registration and its keys; then the memory is the caller's alone.  Links may stand."""
         check_int64("cache_id", cache_id)
         self._check_alive()
+        self._end_aliases(cache_id)
         self._engine.unregister(cache_id)
         with self._lock:
             self._kinds.pop(cache_id, None)
@@ -625,7 +640,7 @@ class CacheManager(_Manager):
     def _allocate(self, desc: CacheDesc, keys: typing.Sequence[typing.Any], is_blocks: bool) -> Cache:
         self._check_alive()
         raise_if_false(desc.num_tensors > 0, "num_tensors must be more than 0")
-        raise_if_false(is_blocks or len(keys) <= desc.shape[0],
+        raise_if_false(is_blocks or not keys or len(keys) <= desc.shape[0],
                        "there are {} cache_keys for {} batch slots", len(keys), desc.shape[0])
         on_host = desc.placement == Placement.HOST
         raise_if_false(self._options.host_pool_bytes > 0 if on_host else self._options.device_pool,
@@ -680,6 +695,7 @@ class CacheManager(_Manager):
         self._check_alive()
         if cache._native is None:
             return
+        cache._struct(self._engine)
         raise_if_true(self._kinds.get(cache.cache_id) in (None, "registered"),
                       "cache {} was not allocated: unregister_cache ends a registration",
                       cache.cache_id)
@@ -687,6 +703,7 @@ class CacheManager(_Manager):
 
     def _release(self, cache: _AnyCache) -> None:
         cache._spend()
+        self._end_aliases(cache.cache_id)
         with self._lock:
             kind = self._kinds.pop(cache.cache_id, None)
             self._host_bytes -= self._host_sizes.pop(cache.cache_id, 0)
@@ -744,7 +761,7 @@ class CacheManager(_Manager):
             raise_if_false(is_contiguous, "src_blocks must be empty with a CacheKey")
             self._check_cache_key(src_cache_key)
         if is_contiguous:
-            self._engine.transfer("pull_blocks", _core.PULL_TO_BLOCKS, dst_cache._struct(),
+            self._engine.transfer("pull_blocks", _core.PULL_TO_BLOCKS, dst_cache._struct(self._engine),
                                   self._locate(src_cache_key),
                                   self._param(dst_cache.cache_desc, kwargs, False), -1,
                                   _core.block_list("dst_blocks", dst_blocks))

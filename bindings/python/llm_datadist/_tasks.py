@@ -130,11 +130,13 @@ class CacheTask:
     """A running transfer_cache_async.  One result per configuration, in their order."""
 
     def __init__(self, items: typing.Sequence[Item], synchronizer: LayerSynchronizer,
-                 timeout_code: LLMStatusCode, at_end: typing.Callable[[], None]) -> None:
+                 timeout_code: LLMStatusCode, at_end: typing.Callable[[], None],
+                 aliased: typing.Optional[int] = None) -> None:
         self._items = list(items)
         self._synchronizer = synchronizer
         self._timeout_code = timeout_code
         self._at_end = at_end
+        self._aliased = aliased  # the cache whose memory at_end() lets go
         self._results: typing.List[typing.Optional[LLMStatusCode]] = [None] * len(self._items)
         self._exception: typing.Optional[BaseException] = None
         self._ended = threading.Event()

@@ -178,7 +178,7 @@ class Link:
         else:
             kind, rest = _core.PULL_CACHE, (dst_slot, size)
         index = self._index(cache, 0 if kind == _core.PULL_BLOCKS else src_slot, generation)
-        await self._run("pull", progress, kind, into._struct(), index, param, *rest)
+        await self._run("pull", progress, kind, into._struct(self._engine), index, param, *rest)
 
     async def push(self, cache: Remote, source: _AnyCache, *, src_blocks: Blocks = (),
                    dst_blocks: Blocks = (), src_slot: int = 0, dst_slot: int = 0,
@@ -198,7 +198,7 @@ class Link:
             rest = (_core.block_list("src_blocks", src_blocks),
                     _core.block_list("dst_blocks", dst_blocks))
         index = self._index(cache, 0 if by_blocks else dst_slot, generation)
-        await self._run("push", progress, kind, source._struct(), index, param, *rest)
+        await self._run("push", progress, kind, source._struct(self._engine), index, param, *rest)
 
     async def _run(self, func: str, progress: typing.Optional[Progress], *arguments: typing.Any
                    ) -> None:
@@ -295,7 +295,7 @@ class Lease:
     def __init__(self, datadist: LLMDataDist, cache: _AnyCache, duration_ms: int, *,
                  first_block: int = 0, num_blocks: int = 0, releases: int = 1) -> None:
         self._engine = datadist._ready()
-        cache._struct()
+        cache._struct(self._engine)
         status, self._generation = self._engine.native.lease_open(
             cache.cache_id, first_block, num_blocks, duration_ms, releases)
         if status != 0:
