@@ -232,6 +232,7 @@ summarise(const struct call *call, llm_status failed, bool (*is_failure)(llm_sta
 {
     size_t num_failed = 0;
     const char *why = "";
+    const char *last_why = "";
     llm_status first = LLM_SUCCESS;
     llm_status last = LLM_SUCCESS;
     for (size_t i = 0; i < call->num_clusters; i++) {
@@ -240,9 +241,13 @@ summarise(const struct call *call, llm_status failed, bool (*is_failure)(llm_sta
             why = call->clusters[i].why;
         if (first == LLM_SUCCESS && result != LLM_SUCCESS)
             first = result;
-        if (result != LLM_SUCCESS)
+        if (result != LLM_SUCCESS) {
             last = result;
+            last_why = call->clusters[i].why;
+        }
     }
+    if (call->version_2 && last != LLM_SUCCESS)
+        lli_set_last_error(last_why); // another thread may have found it
     if (call->version_2)
         return last;
     if (num_failed > 0)
@@ -341,6 +346,7 @@ link_in_turn(struct call *call, llm_status *rets, size_t *ret_num_rets)
                                        (unsigned long long)cluster->id);
         else
             cluster->attempted = true;
+        keep_reason(cluster);
     }
     connect_all(call);
     report(call, rets, ret_num_rets);

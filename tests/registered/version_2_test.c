@@ -339,6 +339,30 @@ test_more_than_16_clusters_in_one_call(void **state)
     }
 }
 
+// Also if it was not the one that the caller's own thread linked with.
+static void
+test_the_reason_of_the_cluster_that_failed_is_told(void **state)
+{
+    (void)state;
+    struct end listener;
+    struct end connector;
+    llm_cluster_info clusters[2];
+    llm_ip_info local[2];
+    llm_ip_info remote[2];
+    llm_status rets[2];
+    char why[512];
+    open_pair(&listener, &connector);
+    fill_cluster(&clusters[0], 815, &local[0], &remote[0], dead_port());
+    fill_cluster(&clusters[1], LISTENER, &local[1], &remote[1], listener.port);
+    assert_status(llm_link_clusters(connector.dd, clusters, 2, rets, NULL, PATIENCE_MS),
+                  LLM_LINK_FAILED);
+    assert_int_equal(rets[1], LLM_SUCCESS);
+    llm_last_error(why, sizeof(why));
+    assert_non_null(strstr(why, "cluster 815 "));
+    end_close(&listener);
+    end_close(&connector);
+}
+
 static void
 test_a_link_that_runs_out_of_time(void **state)
 {
@@ -651,6 +675,7 @@ main(int argc, char **argv)
         KIT_TEST(test_several_devices_register_nothing),
         KIT_TEST(test_a_link_has_the_id_that_the_peer_announces),
         KIT_TEST(test_more_than_16_clusters_in_one_call),
+        KIT_TEST(test_the_reason_of_the_cluster_that_failed_is_told),
         KIT_TEST(test_a_link_that_runs_out_of_time),
         KIT_TEST(test_the_addresses_of_a_link),
         KIT_TEST(test_unlinking),
