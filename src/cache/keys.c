@@ -146,8 +146,11 @@ bind_locked(struct lli_registry *registry, int64_t cache_id, const struct lli_ke
             continue;
         if (bind_one_locked(registry, cache, &keys[i], i) != LLM_SUCCESS) {
             unbind_locked(registry, cache, num_bound);
-            return lli_fail(LLM_OUT_OF_MEMORY, "cache",
-                            "no memory for key %zu of %zu, or too many keys", i, num_keys);
+            return lli_fail(
+                LLM_OUT_OF_MEMORY, "cache",
+                "no room for keys[%zu] of %zu: the host is out of memory, or near the most "
+                "of %d keys in all",
+                i, num_keys, LLI_NUM_KEY_ENTRIES);
         }
         num_bound++;
     }

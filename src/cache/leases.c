@@ -167,7 +167,9 @@ open_locked(struct lli_registry *registry, const llm_lease_desc *desc, struct ll
     struct lli_cache *cache = NULL;
     LLI_TRY(find_range_locked(registry, desc, &cache, &lease->range));
     if (!lli_names_put_lease(registry->segment, &lease->range, &lease->lease, &lease->lease_entry))
-        return lli_fail(LLM_OUT_OF_MEMORY, "lease", "too many leases");
+        return lli_fail(LLM_OUT_OF_MEMORY, "lease",
+                        "there are %d leases that haven't ended, which is the most",
+                        LLI_NUM_LEASE_ENTRIES);
     lease->registered = cache->registered;
     lease->releases_left = desc->num_releases;
     lease->deadline_ns = lli_deadline_after_ms(desc->duration_ms);

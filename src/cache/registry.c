@@ -127,7 +127,9 @@ allocate_locked(struct lli_registry *registry, struct lli_cache *cache)
                              cache->offsets, &cache->entry, &cache->generation)) {
         free_tensors_locked(registry, cache, num_addresses(cache));
         return lli_fail(LLM_DEVICE_OUT_OF_MEMORY, "cache",
-                        "the directory of caches is full: %zu caches live", registry->num_caches);
+                        "the directory of caches is full: %zu caches live, at most %d with %d "
+                        "tensors in all",
+                        registry->num_caches, LLI_NUM_ENTRIES, LLI_NUM_ADDRESSES);
     }
     enter_locked(registry, cache);
     return LLM_SUCCESS;
@@ -272,7 +274,9 @@ lli_registry_register(struct lli_registry *registry, const struct lli_geometry *
     if (!published) {
         free_struct(cache);
         return lli_fail(LLM_OUT_OF_MEMORY, "cache",
-                        "the directory of caches is full: %zu caches live", num_caches);
+                        "the directory of caches is full: %zu caches live, at most %d with %d "
+                        "tensors in all",
+                        num_caches, LLI_NUM_ENTRIES, LLI_NUM_ADDRESSES);
     }
     return LLM_SUCCESS;
 }

@@ -456,9 +456,11 @@ lli_link_connect(struct lli_node *node, const struct lli_link_target *target, ui
     if (ok)
         return LLM_SUCCESS;
     char address[INET_ADDRSTRLEN];
+    char who[40] = "whoever listens";
+    if (!target->any_cluster || target->cluster_id != 0)
+        snprintf(who, sizeof(who), "cluster %llu", (unsigned long long)target->cluster_id);
     inet_ntop(AF_INET, &target->remote[device_index].sin_addr, address, sizeof(address));
     return lli_fail(a.timed_out ? LLM_WAIT_PROC_TIMEOUT : LLM_LINK_FAILED, "link",
-                    "can't link with cluster %llu at %s:%u (device %u): %s",
-                    (unsigned long long)target->cluster_id, address,
+                    "can't link with %s at %s:%u (device %u): %s", who, address,
                     ntohs(target->remote[device_index].sin_port), device_index, a.why);
 }
