@@ -1,5 +1,7 @@
 // llm-datadist info: the library, its options, what this machine allows; and, with --connect, how a
 // link to a running instance comes about.
+#include <arpa/inet.h>
+#include <ctype.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,10 +11,13 @@
 #include "llm_datadist/llm_datadist_c.h"
 #include "tools.h"
 
-struct probe {
-    const char *address; // IP:PORT; NULL = no probe
-    const char *transports;
+struct request {
+    const char *address; // IP:PORT; NULL = no link is made
+    char ip[64];
+    uint16_t port;
+    const char *transports; // NULL = auto
     bool json;
+    bool help;
 };
 
 static void
@@ -27,10 +32,15 @@ print_help(FILE *out)
         "\n"
         "    --connect IP:PORT   link to the instance that listens there, tell which transport\n"
         "                        the link takes and why the others were passed over, unlink\n"
-        "    --transports LIST   what the link may take, as for llm.Transports (auto)\n"
-        "    --json              for machines\n"
+        "    --transports LIST   what that link may take, as for llm.Transports (auto)\n"
+        "    --json              one JSON object on standard output: \"library\" and \"machine\" "
+        "with\n"
+        "                        the names and values that are shown without it, \"options\" with\n"
+        "                        \"key\", \"default\" and \"help\" of each, and \"link\" if one "
+        "was made;\n"
+        "                        all values are texts\n"
         "\n"
-        "Exit codes: 0 done, 1 the instance can't be linked with, 2 wrong usage.\n"
+        "Exit status: 0; 1 if the instance can't be linked with; 2 for a wrong command line.\n"
         "\n"
         "    llm-datadist info --connect 192.0.2.7:26000\n");
 }
@@ -121,7 +131,7 @@ print_options(bool json)
     printf("%s", json ? "]" : "");
 }
 
-// ---- the probe ----
+// ---- the link ----
 
 static int
 explain_failure(void)
@@ -151,27 +161,11 @@ print_link(llm_datadist *dd, bool json)
     return TOOL_OK;
 }
 
-static bool
-split_address(const char *text, char ip[64], uint16_t *ret_port)
-{
-    const char *colon = strrchr(text, ':');
-    char *end;
-    if (colon == NULL || (size_t)(colon - text) >= 64 || colon[1] == '\0')
-        return false;
-    unsigned long port = strtoul(colon + 1, &end, 10);
-    if (*end != '\0' || port == 0 || port > UINT16_MAX)
-        return false;
-    memcpy(ip, text, (size_t)(colon - text));
-    ip[colon - text] = '\0';
-    *ret_port = (uint16_t)port;
-    return true;
-}
-
 static int
-link_and_print(llm_datadist *dd, const char *ip, uint16_t port, bool json)
+link_and_print(llm_datadist *dd, const struct request *request)
 {
     llm_ip_info local = {.ip = "0.0.0.0"};
-    llm_ip_info remote = {.ip = ip, .port = port};
+    llm_ip_info remote = {.ip = request->ip, .port = request->port};
     llm_cluster_info cluster = {
         .struct_size = sizeof(cluster),
         .local_ip_infos = &local,
@@ -181,46 +175,86 @@ link_and_print(llm_datadist *dd, const char *ip, uint16_t port, bool json)
     };
     if (llm_link_clusters(dd, &cluster, 1, NULL, NULL, 3000) != LLM_SUCCESS)
         return explain_failure();
-    int result = print_link(dd, json);
+    int result = print_link(dd, request->json);
     llm_list_links(dd, &cluster.remote_cluster_id, 1, &(size_t){0});
     llm_unlink_clusters(dd, &cluster, 1, NULL, NULL, 1000, 0);
     return result;
 }
 
+// The instance that links; NULL if nobody asks for a link.
 static int
-probe(const struct probe *request)
+open_instance(const struct request *request, llm_datadist **ret_dd)
 {
-    char ip[64];
-    uint16_t port;
-    llm_datadist *dd;
-    if (!split_address(request->address, ip, &port)) {
-        fprintf(stderr, "llm-datadist info: --connect is \"%s\", expected IP:PORT\n",
-                request->address);
-        return TOOL_USAGE;
-    }
+    *ret_dd = NULL;
+    if (request->address == NULL)
+        return TOOL_OK;
+    // What fails is told by explain_failure.
+    llm_set_log_level(LLM_LOG_OFF);
     // Version 2 links with whoever answers, whatever its cluster id.
     llm_option options[] = {
         {LLM_OPTION_DEVICE_ID, "0"},
         {LLM_OPTION_LOCAL_COMM_RES, ""},
-        {LLM_OPTION_LOG_LEVEL, "off"},
-        {LLM_OPTION_TRANSPORTS, request->transports},
+        {LLM_OPTION_TRANSPORTS, request->transports != NULL ? request->transports : "auto"},
     };
     // The upper half keeps clear of the ids that people give.
     uint64_t cluster_id = UINT64_C(0xFFFFFFFF00000000) | (uint32_t)getpid();
-    if (llm_create(cluster_id, LLM_ROLE_DECODER, &dd) != LLM_SUCCESS)
-        return explain_failure();
-    int result = llm_initialize(dd, options, sizeof(options) / sizeof(options[0])) == LLM_SUCCESS
-                     ? link_and_print(dd, ip, port, request->json)
-                     : explain_failure();
-    llm_destroy(dd);
-    return result;
+    llm_status status = llm_create(cluster_id, LLM_ROLE_DECODER, ret_dd);
+    if (status == LLM_SUCCESS)
+        status = llm_initialize(*ret_dd, options, sizeof(options) / sizeof(options[0]));
+    if (status == LLM_SUCCESS)
+        return TOOL_OK;
+    explain_failure();
+    llm_destroy(*ret_dd);
+    return status == LLM_PARAM_INVALID ? TOOL_USAGE : TOOL_FAILED;
+}
+
+// ---- the command line ----
+
+static bool
+split_address(struct request *request)
+{
+    struct in_addr ignored;
+    const char *text = request->address;
+    const char *colon = strrchr(text, ':');
+    char *end;
+    if (colon == NULL || (size_t)(colon - text) >= sizeof(request->ip) ||
+        !isdigit((unsigned char)colon[1]))
+        return false;
+    unsigned long port = strtoul(colon + 1, &end, 10);
+    if (*end != '\0' || port == 0 || port > UINT16_MAX)
+        return false;
+    memcpy(request->ip, text, (size_t)(colon - text));
+    request->ip[colon - text] = '\0';
+    request->port = (uint16_t)port;
+    return inet_pton(AF_INET, request->ip, &ignored) == 1;
 }
 
 static int
-parse(int argc, char **argv, struct probe *request)
+check(struct request *request)
+{
+    if (request->address == NULL && request->transports != NULL) {
+        fprintf(stderr, "llm-datadist info: --transports is about a link: it needs --connect\n");
+        return TOOL_USAGE;
+    }
+    if (request->address != NULL && !split_address(request)) {
+        fprintf(stderr,
+                "llm-datadist info: --connect is \"%s\", expected IP:PORT, such as "
+                "192.0.2.7:26000, with a port 1..65535\n",
+                request->address);
+        return TOOL_USAGE;
+    }
+    return TOOL_OK;
+}
+
+static int
+parse(int argc, char **argv, struct request *request)
 {
     for (int i = 1; i < argc; i++) {
         const char *value = i + 1 < argc ? argv[i + 1] : NULL;
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
+            request->help = true;
+            return TOOL_OK;
+        }
         if (strcmp(argv[i], "--json") == 0) {
             request->json = true;
         } else if (strcmp(argv[i], "--connect") == 0 && value != NULL) {
@@ -237,18 +271,20 @@ parse(int argc, char **argv, struct probe *request)
             return TOOL_USAGE;
         }
     }
-    return TOOL_OK;
+    return check(request);
 }
 
 int
 tool_info(int argc, char **argv)
 {
-    struct probe request = {.transports = "auto"};
-    if (argc == 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
-        print_help(stdout);
-        return TOOL_OK;
-    }
+    struct request request = {0};
+    llm_datadist *dd;
     int result = parse(argc, argv, &request);
+    if (result == TOOL_OK && request.help)
+        print_help(stdout);
+    if (result != TOOL_OK || request.help)
+        return result;
+    result = open_instance(&request, &dd);
     if (result != TOOL_OK)
         return result;
     if (request.json)
@@ -256,8 +292,9 @@ tool_info(int argc, char **argv)
     print_library(request.json);
     print_machine(request.json);
     print_options(request.json);
-    if (request.address != NULL)
-        result = probe(&request);
+    if (dd != NULL)
+        result = link_and_print(dd, &request);
     printf("%s", request.json ? "}\n" : "");
+    llm_destroy(dd);
     return result;
 }

@@ -35,6 +35,26 @@ expect 0 'usage:' info --help
 expect 2 . demo --no-such-argument
 expect 2 . info --no-such-argument
 expect 0 "$version" info
+expect 0 'usage:' info --json --help
+expect 2 'is "localhost:1", expected IP:PORT' info --connect localhost:1
+expect 2 'is "127.0.0.1:70000", .* 1..65535' info --json --connect 127.0.0.1:70000
+expect 2 'is "::1:26000"' info --connect ::1:26000
+expect 2 'needs --connect' info --transports tcp
+expect 2 'llm.Transports is "rdma": expected' info --transports rdma --connect 127.0.0.1:1
+expect 1 "can't link" info --connect 127.0.0.1:1
+
+# What is told to programs is JSON, also when there is no link to tell of.
+for connect in '' '--connect 127.0.0.1:1'; do
+    # shellcheck disable=SC2086 # two words, or none
+    "$program" info --json $connect 2>/dev/null | python3 -c '
+import json, sys
+told = json.load(sys.stdin)
+assert set(told) == {"library", "machine", "options"}
+assert told["options"][0]["key"] == "llm.DeviceId"' || {
+        echo "info --json $connect: not the JSON expected"
+        failures=$((failures + 1))
+    }
+done
 
 # Nothing on standard error when all is well.
 noise=$("$program" --help 2>&1 >/dev/null)
