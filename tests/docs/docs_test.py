@@ -5,8 +5,9 @@
 
 Links between files lead somewhere; README.md, both headers and the library know the same options;
 both headers the same statuses; the manual page explains every subcommand; a room includes only rooms
-below it; Debian's list of symbols is the recorded one; there is one version; and the tests that
-docs/reliability.md names exist.
+below it; Debian's list of symbols is the recorded one; there is one version; packages.txt has every
+group that is asked for, CONTRIBUTING.md every command of the Makefile; and
+the tests that docs/reliability.md names exist.
 """
 
 import glob
@@ -107,6 +108,18 @@ def check_versions():
             problems.append(f"{path} doesn't mention version {version}")
 
 
+def check_commands():
+    groups = re.findall(r"^\[(\w+)\]", read("packages.txt"), re.M)
+    for path in ["Makefile", ".ci/run"] + glob.glob("docs/*.md") + glob.glob("*.md"):
+        for names in re.findall(r"\bscripts/setup((?: \w+)+)", read(path)):
+            for name in set(names.split()) - set(groups):
+                problems.append(f"{path} asks for the packages of {name}, a group that packages.txt lacks")
+    targets = re.search(r"^\.PHONY: (.*)", read("Makefile"), re.M).group(1).split()
+    for name in sorted(set(targets) - {"build", "help", "setup", "install", "clean"}):
+        if f"`make {name}`" not in read("CONTRIBUTING.md"):
+            problems.append(f"CONTRIBUTING.md doesn't explain make {name}")
+
+
 def check_tests(build_directory):
     """In the tables of docs/reliability.md: `test_...` is a function of some test, every other word is
     a test that ctest knows, or what several of them begin with."""
@@ -133,6 +146,7 @@ check_subcommands()
 check_rooms()
 check_symbols()
 check_versions()
+check_commands()
 if len(sys.argv) > 2:
     check_tests(sys.argv[2])
 print("\n".join(problems))
