@@ -102,7 +102,7 @@ constexpr Status LLM_OUT_OF_MEMORY = 0x5010B01CU;
 constexpr char OPTION_LISTEN_IP_INFO[] = "llm.ListenIpInfo";
 /* Device ids, separated by ';'.  Required. */
 constexpr char OPTION_DEVICE_ID[] = "llm.DeviceId";
-/* Milliseconds that AllocateCache, DeallocateCache, Pull*, Push* and SetRole may take; "1000". */
+/* Milliseconds that a Pull*, and each layer of a Push*, may take; "1000". */
 constexpr char OPTION_SYNC_CACHE_WAIT_TIME[] = "llm.SyncKvCacheWaitTime";
 /* JSON: size and tiers of the memory that caches are allocated from. */
 constexpr char OPTION_BUF_POOL_CFG[] = "llm.BufPoolCfg";

@@ -46,7 +46,7 @@
  *
  * Threads.  Every function may be called from any thread at any time, unless its comment says
  * otherwise.  llm_finalize, llm_destroy and llm_set_role must not run beside other calls on the
- * same instance.
+ * same instance.  NULL for an instance is answered as one that is not initialized: LLM_FAILED.
  *
  * fork.  An instance must not be used in a forked child; create a new one there.
  *
@@ -166,7 +166,8 @@ LLM_API int llm_status_recoverable(llm_status status);
  *
  * An option is a pair of strings.  Unknown keys are ignored.  A rejected option yields
  * LLM_PARAM_INVALID and one log line that names the option, the value and what was expected.
- * Numbers: decimal, leading blanks, '+' and zeros allowed, nothing behind the digits (§4.1).
+ * Numbers: decimal, leading blanks, '+' and zeros allowed, nothing behind the digits (§4.1); those of
+ * LLM_OPTION_SYNC_CACHE_WAIT_TIME digits only.
  * ============================================================================================ */
 
 typedef struct llm_option {
@@ -178,10 +179,11 @@ typedef struct llm_option {
  * Version 1: required for role Prompt, not read for the other roles (§4.3).  Version 2: one address,
  * optional for every role (§13.3). */
 #define LLM_OPTION_LISTEN_IP_INFO "llm.ListenIpInfo"
-/* Device ids, separated by ';', each 0..2147483647.  Required (§4.2). */
+/* Device ids, separated by ';', each 0..2147483647, at most 64; version 2: one.  Required (§4.2). */
 #define LLM_OPTION_DEVICE_ID "llm.DeviceId"
-/* Time limit in milliseconds, 1..2147483647, for allocate, deallocate, pull, push (per layer in the
- * original; here for the whole push of each layer range) and set_role.  Default 1000 (§4.4). */
+/* Time limit in milliseconds, 1..2147483647, of a pull, of a query, and of each layer of a push: a push
+ * of n layers has n times as long.  Default 1000 (§4.4).  The original's holds for allocate, deallocate
+ * and set_role as well, which wait for nobody here. */
 #define LLM_OPTION_SYNC_CACHE_WAIT_TIME "llm.SyncKvCacheWaitTime"
 /* JSON: the size and the tiers of the device memory pool.  Default: one pool per device, as large as
  * the machine's memory, of which only what is used is taken (§4.6). */
@@ -198,12 +200,15 @@ typedef struct llm_option {
 
 /* Options of this library alone. */
 
-/* Memory that device ids speak of: "auto" (default) or "host". */
+/* Memory that device ids speak of: "auto" (default) or "host".  "cuda" and "ascend", which this build
+ * can't open, are LLM_FAILED. */
 #define LLM_OPTION_DEVICE_TYPE "llm.DeviceType"
 /* Transports a link may take, best first, separated by ',': "local", "shm", "tcp".
  * Default "auto", which is "local,shm,tcp".  A link takes the first that both ends can use. */
 #define LLM_OPTION_TRANSPORTS "llm.Transports"
-/* A peer that is silent for so many milliseconds, 50..600000, is taken for dead.  Default 500. */
+/* A peer that is silent for so many milliseconds, 50..600000, is taken for dead; of a link's two ends the
+ * longer one counts.  A process on this host that runs, but gets no processor, has ten times as long.
+ * Default 500. */
 #define LLM_OPTION_LIVENESS_TIME "llm.LivenessTime"
 /* TCP connections that carry the data of one tcp link, 1..8.  Default 2. */
 #define LLM_OPTION_TCP_CONNECTIONS "llm.TcpConnections"
@@ -263,16 +268,18 @@ LLM_API void llm_destroy(llm_datadist *dd);
 LLM_API llm_status llm_initialize(llm_datadist *dd, const llm_option *options, size_t num_options);
 
 /* Ends links without telling the peers, frees all caches, closes everything (§5.4).  The instance can
- * be initialized again.  Does nothing if not initialized.  Not beside other calls. */
+ * be initialized again.  Does nothing if not initialized, or NULL.  Not beside other calls. */
 LLM_API void llm_finalize(llm_datadist *dd);
 
-/* Changes the role; caches stay (§5.5).  Needs LLM_OPTION_ENABLE_SET_ROLE and one device.
+/* Changes the role; caches stay (§5.5).  Needs LLM_OPTION_ENABLE_SET_ROLE and one device; in version 2
+ * neither.
  *
- * options: LLM_OPTION_LISTEN_IP_INFO with one address, required to become Prompt.  The new listener
- * is opened before the old one is closed; after a failure role and listener are as before.
+ * options: LLM_OPTION_LISTEN_IP_INFO with one address, required to become Prompt.  In version 2 any role
+ * listens if it is given, and stops if it isn't (§13.4).  The new listener is opened before the old one
+ * is closed; after a failure role and listener are as before.
  * Returns LLM_SUCCESS; LLM_FAILED (not initialized; the listener can't be opened);
  * LLM_PARAM_INVALID (role, address); LLM_FEATURE_NOT_ENABLED (option, several devices);
- * LLM_EXIST_LINK (a Prompt or Decoder with links, broken ones included).
+ * LLM_EXIST_LINK (links, broken ones included; version 1: of a Prompt or Decoder).
  * Not beside link or transfer calls. */
 LLM_API llm_status llm_set_role(llm_datadist *dd, llm_role role, const llm_option *options,
                                 size_t num_options);
@@ -364,14 +371,15 @@ typedef struct llm_cache {
  * On success cache_id is a new id, tensor_addrs is filled, num_tensor_addrs = num_tensors * D and
  * desc = the argument; on failure nothing is written.  Each tensor is aligned to 512 bytes; its
  * contents are unspecified.  Every data type that has a size is accepted.
- * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_PARAM_INVALID; LLM_DEVICE_OUT_OF_MEMORY. */
+ * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_PARAM_INVALID; LLM_DEVICE_OUT_OF_MEMORY (the
+ * pool is full, or the directory: up to 65536 caches and 8388608 tensors). */
 LLM_API llm_status llm_allocate_cache(llm_datadist *dd, const llm_cache_desc *desc,
                                       llm_cache *cache);
 
 /* Frees a cache (§7.2).  Transfers that run on it keep its memory until they end; new ones get
  * LLM_KV_CACHE_NOT_EXIST, here and at the peers.  Request and prefix keys keep it too: until the last
  * of them has gone, peers find it by key, but nobody by its id.  A blocks key goes with it.
- * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_KV_CACHE_NOT_EXIST. */
+ * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_KV_CACHE_NOT_EXIST (also of a registered one). */
 LLM_API llm_status llm_deallocate_cache(llm_datadist *dd, int64_t cache_id);
 
 /* Makes memory of the caller's a cache (§13.2).  One device only.
@@ -383,15 +391,15 @@ LLM_API llm_status llm_deallocate_cache(llm_datadist *dd, int64_t cache_id);
  * On one host peers read the memory with process_vm_readv where the system permits it, otherwise
  * with this process' help; llm_get_link_info tells which.
  * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_PARAM_INVALID; LLM_FEATURE_NOT_ENABLED
- * (several devices); LLM_OUT_OF_MEMORY (too many caches). */
+ * (several devices); LLM_OUT_OF_MEMORY (also too many caches or tensors, as in llm_allocate_cache). */
 LLM_API llm_status llm_register_kv_cache(llm_datadist *dd, const llm_cache_desc *desc,
                                          const uint64_t *addrs, size_t num_addrs,
                                          int64_t *ret_cache_id);
 
-/* Ends a registration, and every key of the cache.  Waits for the transfers that touch the cache, here and at the peers, and for
- * nothing else; a peer that doesn't end within the sync wait time plus the liveness time loses its
- * transfer, which then fails, and its link if a part of a pull is stuck on its way over tcp.
- * Afterwards the memory is the caller's alone.
+/* Ends a registration, and every key of the cache.  Waits for the transfers that touch the cache, here
+ * and at the peers, and for nothing else; a peer that doesn't end within the sync wait time plus the
+ * liveness time loses its transfer, which then fails, and its link if a part of a pull is stuck on its
+ * way over tcp.  Afterwards the memory is the caller's alone.
  * Returns LLM_SUCCESS, also for an unknown id (§13.2); LLM_FAILED (not initialized). */
 LLM_API llm_status llm_unregister_kv_cache(llm_datadist *dd, int64_t cache_id);
 
@@ -424,7 +432,7 @@ typedef struct llm_cache_key {
  * all.  Of equal keys in one call the last one counts.  All are bound or none.
  * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_PARAM_INVALID (keys);
  * LLM_KV_CACHE_NOT_EXIST; LLM_CACHE_KEY_ALREADY_EXIST (a key is bound already);
- * LLM_OUT_OF_MEMORY (too many keys). */
+ * LLM_OUT_OF_MEMORY (also too many keys: up to 131072 in all). */
 LLM_API llm_status llm_bind_cache_keys(llm_datadist *dd, int64_t cache_id,
                                        const llm_cache_key *keys, size_t num_keys);
 
@@ -447,7 +455,7 @@ typedef struct llm_cache_info {
     uint64_t generation;   /* never 0, and never again that of another cache */
 } llm_cache_info;
 
-/* The same of a cache of this instance.
+/* What is known of a cache of this instance; batch_index is 0.
  * info: set struct_size before the call.
  * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_PARAM_INVALID; LLM_KV_CACHE_NOT_EXIST. */
 LLM_API llm_status llm_get_cache_info(llm_datadist *dd, int64_t cache_id, llm_cache_info *info);
@@ -471,7 +479,9 @@ typedef struct llm_cluster_info {
     size_t num_remote_ip_infos;         /* = device count */
 } llm_cluster_info;
 
-/* Links a Decoder to 1..16 prompts (§6.1).
+/* Links a Decoder to 1..16 prompts (§6.1); in version 2 any instance to any number of those that listen
+ * (§13.4): the link then has the id that the peer announces, whatever remote_cluster_id says, and the
+ * call returns the last entry of rets that isn't LLM_SUCCESS.
  *
  * rets: room for num_clusters results, or NULL.  ret_num_rets: how many were written, or NULL; it is
  * left untouched when the timeout, an address or the role is wrong, 0 when the call fails before
@@ -481,9 +491,9 @@ typedef struct llm_cluster_info {
  * link at once.  A broken link to the same cluster is replaced, and so is that of a peer that came
  * back; while the peer lives, another instance that claims its id is refused.
  * Returns LLM_SUCCESS (all linked); LLM_FAILED (not initialized); LLM_PARAM_INVALID;
- * LLM_PROCESSING_LINK; LLM_CLUSTER_NUM_EXCEED_LIMIT; LLM_LINK_FAILED (see rets: LLM_LINK_FAILED,
- * LLM_WAIT_PROC_TIMEOUT); or, if nothing was rolled back, the first failing entry of rets
- * (LLM_ALREADY_LINK, LLM_REPEAT_REQUEST). */
+ * LLM_PROCESSING_LINK; LLM_CLUSTER_NUM_EXCEED_LIMIT; LLM_OUT_OF_MEMORY; LLM_LINK_FAILED (see rets:
+ * LLM_LINK_FAILED, LLM_WAIT_PROC_TIMEOUT); or, if nothing was rolled back, the first failing entry of
+ * rets (LLM_ALREADY_LINK, LLM_REPEAT_REQUEST). */
 LLM_API llm_status llm_link_clusters(llm_datadist *dd, const llm_cluster_info *clusters,
                                      size_t num_clusters, llm_status *rets, size_t *ret_num_rets,
                                      int32_t timeout_ms);
@@ -495,9 +505,11 @@ LLM_API llm_status llm_link_clusters(llm_datadist *dd, const llm_cluster_info *c
  * rets: LLM_SUCCESS; LLM_NOT_YET_LINK (counts as success); LLM_REPEAT_REQUEST; LLM_PARAM_INVALID (the
  * addresses are not the link's; link kept); LLM_LINK_BUSY (a transfer runs; link kept);
  * LLM_NOTIFY_PROMPT_UNLINK_FAILED and LLM_WAIT_PROC_TIMEOUT (the link is gone here).  In version 2
- * a link that is broken is removed by force = 1 alone: otherwise LLM_UNLINK_FAILED, and it is kept.
- * Returns LLM_SUCCESS; LLM_FAILED; LLM_PARAM_INVALID; LLM_PROCESSING_LINK;
- * LLM_CLUSTER_NUM_EXCEED_LIMIT; LLM_UNLINK_FAILED (see rets). */
+ * any role tells the peer, addresses aren't compared, a link that isn't there is LLM_SUCCESS, and one
+ * that is broken is removed by force = 1 alone: otherwise LLM_UNLINK_FAILED, and it is kept.
+ * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_PARAM_INVALID; LLM_PROCESSING_LINK;
+ * LLM_CLUSTER_NUM_EXCEED_LIMIT; LLM_OUT_OF_MEMORY; LLM_UNLINK_FAILED (see rets; version 2: the last
+ * entry of rets that failed). */
 LLM_API llm_status llm_unlink_clusters(llm_datadist *dd, const llm_cluster_info *clusters,
                                        size_t num_clusters, llm_status *rets, size_t *ret_num_rets,
                                        int32_t timeout_ms, int force);
@@ -510,8 +522,11 @@ LLM_API llm_status llm_unlink_clusters(llm_datadist *dd, const llm_cluster_info 
  * their contents are undefined.
  *
  * Beside what the calls below list, each may return LLM_CACHE_STALE (if a generation or progress was
- * given), LLM_CHECKSUM_MISMATCH (LLM_OPTION_CHECKSUM), LLM_LINK_BUSY (more than 1024 of one instance
- * at once) and LLM_OUT_OF_MEMORY.  In version 2 LLM_TIMEOUT stands for LLM_WAIT_PROC_TIMEOUT.
+ * given), LLM_CHECKSUM_MISMATCH (LLM_OPTION_CHECKSUM), LLM_TRANSFER_CANCELLED (`interrupted`),
+ * LLM_LINK_BUSY (the peer serves 1024 transfers of this link already) and LLM_OUT_OF_MEMORY.  On a link
+ * that is broken: LLM_WAIT_PROC_TIMEOUT if the peer fell silent, else LLM_FAILED.  In version 2
+ * LLM_TIMEOUT stands for LLM_WAIT_PROC_TIMEOUT, the roles that are named restrict nobody, and an
+ * instance's own cluster id is LLM_PARAM_INVALID in a pull.
  * ============================================================================================ */
 
 typedef struct llm_cache_index {
@@ -560,8 +575,9 @@ typedef struct llm_progress {
 typedef int (*llm_interrupt)(void *arg);
 
 /* Which layers.  Start from LLM_KV_CACHE_EXT_PARAM_INIT; NULL means the same.
- * Ranges are inclusive; {-1, -1} means all layers.  Source and destination ranges have the same
- * length; tensor_num_per_layer (1..255) must divide the number of tensors when ranges are given. */
+ * Ranges are inclusive and begin at 0; {-1, -1} means all layers.  Source and destination ranges have
+ * the same length; tensor_num_per_layer (1..255) must divide the number of tensors, but for the 2 of a
+ * pull without ranges. */
 typedef struct llm_kv_cache_ext_param {
     size_t struct_size;
     int32_t src_layer_range[2];
@@ -661,10 +677,11 @@ LLM_API llm_status llm_push_kv_blocks(llm_datadist *dd, const llm_cache *src,
                                       size_t num_dst_blocks, const llm_kv_cache_ext_param *param);
 
 /* What a linked peer has under a name: an id, or a key.
- * index: as for a transfer, but addrs are not read; a generation must be the cache's.  info: set struct_size before the call.
+ * index: as for a transfer, but addrs are not read; a generation must be the cache's.
+ * info: set struct_size before the call.
  * Returns LLM_SUCCESS; LLM_FAILED (not initialized, the peer is gone); LLM_PARAM_INVALID;
- * LLM_NOT_YET_LINK; LLM_KV_CACHE_NOT_EXIST; LLM_CACHE_STALE; LLM_WAIT_PROC_TIMEOUT (after
- * LLM_OPTION_SYNC_CACHE_WAIT_TIME). */
+ * LLM_NOT_YET_LINK; LLM_LINK_BUSY (being unlinked); LLM_KV_CACHE_NOT_EXIST; LLM_CACHE_STALE;
+ * LLM_WAIT_PROC_TIMEOUT (after LLM_OPTION_SYNC_CACHE_WAIT_TIME); LLM_OUT_OF_MEMORY. */
 LLM_API llm_status llm_query_cache(llm_datadist *dd, const llm_cache_index *index,
                                    llm_cache_info *info);
 
@@ -709,7 +726,7 @@ LLM_API llm_status llm_start_push_kv_blocks(llm_datadist *dd, const llm_cache *s
  * Also LLM_FAILED (not initialized); LLM_PARAM_INVALID (no such transfer). */
 LLM_API llm_status llm_transfer_poll(llm_datadist *dd, uint64_t transfer_id);
 
-/* Waits up to timeout_ms (-1: without limit) and returns as llm_transfer_poll. */
+/* Waits up to timeout_ms (-1: without limit; less: LLM_PARAM_INVALID) and returns as llm_transfer_poll. */
 LLM_API llm_status llm_transfer_wait(llm_datadist *dd, uint64_t transfer_id, int32_t timeout_ms);
 
 /* How far the transfer has come by now, or when it ended.
@@ -727,8 +744,8 @@ LLM_API llm_status llm_transfer_cancel(llm_datadist *dd, uint64_t transfer_id);
  * Returns as llm_transfer_cancel. */
 LLM_API llm_status llm_transfer_release(llm_datadist *dd, uint64_t transfer_id);
 
-/* An eventfd that becomes readable when a started transfer, or a lease, ends; reading it resets it.  It belongs
- * to the instance and lives until llm_finalize.  -1 if not initialized. */
+/* An eventfd that becomes readable when a started transfer, or a lease, ends; reading it resets it.  It
+ * belongs to the instance and lives until llm_finalize.  -1 if not initialized. */
 LLM_API int llm_transfer_fd(llm_datadist *dd);
 
 /* Takes the oldest notification that has arrived.
@@ -768,7 +785,7 @@ typedef struct llm_lease_desc {
 
 /* Opens a lease; *ret_generation is its name.
  * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_PARAM_INVALID (range, duration);
- * LLM_KV_CACHE_NOT_EXIST; LLM_OUT_OF_MEMORY (too many leases). */
+ * LLM_KV_CACHE_NOT_EXIST; LLM_OUT_OF_MEMORY (also more than 65536 leases that haven't ended). */
 LLM_API llm_status llm_lease_open(llm_datadist *dd, const llm_lease_desc *desc,
                                   uint64_t *ret_generation);
 
@@ -780,7 +797,7 @@ LLM_API llm_status llm_lease_renew(llm_datadist *dd, uint64_t generation, uint32
 /* Waits up to timeout_ms (-1: without limit, 0: not at all) until the lease has ended.
  * Returns LLM_SUCCESS (it was released as often as wanted); LLM_LEASE_EXPIRED (its time was up);
  * LLM_KV_CACHE_NOT_EXIST (its cache was freed); LLM_LEASE_ACTIVE (it has not ended);
- * LLM_FAILED (not initialized); LLM_PARAM_INVALID (no such lease). */
+ * LLM_FAILED (not initialized); LLM_PARAM_INVALID (no such lease; timeout_ms below -1). */
 LLM_API llm_status llm_lease_wait(llm_datadist *dd, uint64_t generation, int32_t timeout_ms);
 
 /* Ends the lease unless it has ended, forgets it, and returns when nobody reads under it any more.
@@ -796,15 +813,17 @@ LLM_API llm_status llm_lease_close(llm_datadist *dd, uint64_t generation);
  * ============================================================================================ */
 
 /* dst[dst slot][offset...] = src[src slot][offset...] for every tensor (§9.3).
- * device to device and device to host.  size: > 0, or -1 for the rest of the source slot.
- * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_PARAM_INVALID. */
+ * Device to device and device to host.  size: bytes, > 0, or -1 for the rest of the source slot behind
+ * `offset`, bytes too; what is copied must fit both strides.
+ * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_PARAM_INVALID; LLM_OUT_OF_MEMORY. */
 LLM_API llm_status llm_copy_kv_cache(llm_datadist *dd, const llm_cache *src, const llm_cache *dst,
                                      uint32_t src_batch_index, uint32_t dst_batch_index,
                                      uint64_t offset, int64_t size);
 
 /* Block src_blocks[k] to dst_blocks_list[j][k], for all j and k (§9.4).  Every placement but host to
- * host.  num_dst_blocks[j] is the length of list j and must equal num_src_blocks.
- * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_PARAM_INVALID. */
+ * host.  num_dst_blocks[j] is the length of list j and must equal num_src_blocks; both strides must be
+ * equal.
+ * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_PARAM_INVALID; LLM_OUT_OF_MEMORY. */
 LLM_API llm_status llm_copy_kv_blocks(llm_datadist *dd, const llm_cache *src, const llm_cache *dst,
                                       const uint64_t *src_blocks, size_t num_src_blocks,
                                       const uint64_t *const *dst_blocks_list,

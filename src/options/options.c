@@ -29,7 +29,7 @@ enum { MAX_DEVICES = 64, MAX_PORT = 65535, SHOWN_ITEM_BYTES = 60 };
       "\"max_buf_size\":n},...]}: bytes and tiers of the device memory pool")                      \
     X(LLM_OPTION_ENABLE_SET_ROLE, "0", parse_enable_set_role, "0|1: whether the role may change")  \
     X(LLM_OPTION_SYNC_CACHE_WAIT_TIME, "1000", parse_sync_wait,                                    \
-      "1..2147483647: milliseconds for allocate, deallocate, pull, push and set_role")             \
+      "1..2147483647: milliseconds for a pull, a query, and each layer of a push")                 \
     X(LLM_OPTION_LOCAL_COMM_RES, "", parse_local_comm_res,                                         \
       "any text: not needed here, but asks for version 2 of the interface")                        \
     X(LLM_OPTION_TRANSFER_BACKEND, "", parse_transfer_backend,                                     \
