@@ -472,9 +472,10 @@ typedef struct llm_ip_info {
 typedef struct llm_cluster_info {
     size_t struct_size;
     uint64_t remote_cluster_id;
-    int32_t remote_role_type;           /* 0 prompt, 1 decoder; only logged */
-    const llm_ip_info *local_ip_infos;  /* source address per device; port 0 = any */
-    size_t num_local_ip_infos;          /* = device count */
+    int32_t remote_role_type; /* 0 prompt, 1 decoder; only logged */
+    const llm_ip_info
+        *local_ip_infos;       /* source per device; "0.0.0.0", port 0 = the system's choice */
+    size_t num_local_ip_infos; /* = device count */
     const llm_ip_info *remote_ip_infos; /* the prompt's listener per device */
     size_t num_remote_ip_infos;         /* = device count */
 } llm_cluster_info;
@@ -881,6 +882,7 @@ LLM_API llm_status llm_list_links(llm_datadist *dd, uint64_t *cluster_ids, size_
 LLM_API llm_status llm_get_listen_port(llm_datadist *dd, size_t device_index, uint16_t *ret_port);
 
 /* The explanation of this thread's last failed call, the same text as in the log; "" if none failed.
+ * Calls that wait or poll in vain (LLM_TRANSFER_PENDING, LLM_LEASE_ACTIVE, LLM_NO_...) leave it alone.
  * Writes at most `size` bytes with the closing zero; returns the length of the whole text. */
 LLM_API size_t llm_last_error(char *buf, size_t size);
 
