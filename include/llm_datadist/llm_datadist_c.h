@@ -544,8 +544,9 @@ typedef struct llm_cache_index {
     const llm_cache_key *key;
     /* Pushes, not NULL: where the selected tensors are, by their addresses in the peer's process;
      * num_addrs is their number, at most LLM_ADDRS_MAX.  A slot goes to the address itself, block i to
-     * i strides behind it.  Only memory of caches there can be reached.  cache_id, batch_index, key and
-     * dst_layer_range are not read; generation must be 0, and progress NULL. */
+     * i strides behind it.  Only memory of caches there can be reached, else LLM_PARAM_INVALID.
+     * cache_id, batch_index, key and dst_layer_range are not read; generation must be 0, and progress
+     * NULL. */
     const uint64_t *addrs;
     size_t num_addrs;
 } llm_cache_index;

@@ -279,7 +279,8 @@ may_happen(const struct job *job, llm_status status)
     case LLM_CACHE_STALE:
         return job->generation != 0 || job->param.progress != NULL;
     case LLM_PARAM_INVALID:
-        return !job_same_peer(job);
+        // What was at an address may be gone as well.
+        return job->by_address || !job_same_peer(job);
     default:
         return false;
     }
