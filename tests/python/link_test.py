@@ -1,17 +1,19 @@
 """Links and roles."""
 
+import concurrent.futures
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 
 import llm_datadist as ld
 from conftest import V2_OPTIONS, cluster_info, wait_for
-from llm_datadist import LLMStatusCode
+from llm_datadist import LLMStatusCode, _core
 from options_test import refused
 from transfer_test import PATIENT, own_cache
 
@@ -42,6 +44,14 @@ def test_results_are_returned_and_not_raised(engines):
     overall, codes = decoder.unlink_clusters([one, dead, two])
     assert overall == OK and codes == [OK, LLMStatusCode.LLM_NOT_YET_LINK, OK]
     wait_for(lambda: prompts[0].links() == [] and prompts[1].links() == [])
+
+
+def test_v2_unlinks_whatever_the_local_list_says(pair_v2):
+    one, two = pair_v2
+    cluster = cluster_info(1, one.listen_port())
+    cluster.append_local_ip_info("192.0.2.1", 1)
+    assert two.unlink_clusters([cluster]) == (OK, [OK])
+    assert two.links() == []
 
 
 def test_force_ends_one_half(pair):
@@ -118,6 +128,47 @@ def test_v2_times_out_in_its_own_words(peers, engines):
     # The link has outlived it.
     mine.cache_manager.pull_blocks(key, cache, [1], [1])
     assert (cache.numpy(3)[1] == 301).all()
+
+
+def test_links_that_are_made_at_once_share_a_listener(engines, monkeypatch):
+    mine, *others = (engines(ld.LLMRole.MIX, 11 + i, V2_OPTIONS) for i in range(3))
+    entered, both = [], threading.Event()
+    address, set_role = ld.LLMDataDist._listen_address, _core.Engine.set_role
+
+    def enter(datadist, *more):
+        if datadist is mine:
+            entered.append(1)
+            if len(entered) == 2:
+                both.set()
+        return address(datadist, *more)
+
+    def listen(engine, *more):
+        if engine is mine._engine:
+            assert both.wait(10)
+            entered.append("listens")
+        set_role(engine, *more)
+
+    monkeypatch.setattr(ld.LLMDataDist, "_listen_address", enter)
+    monkeypatch.setattr(_core.Engine, "set_role", listen)
+    table = json.dumps({"server_list": [{"device": [{"rank_id": "0"}, {"rank_id": "1"}]}]})
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        comms = [pool.submit(one.link, f"to-{other.cluster_id}-{os.getpid()}",
+                             {11: 0, other.cluster_id: 1}, table)
+                 for other in others for one in (mine, other)]
+        assert all(comm.result(20) > 0 for comm in comms)
+    assert entered.count("listens") == 1 and sorted(mine.links()) == [12, 13]
+
+
+def test_a_listener_that_moved_is_found(engines):
+    mine = engines(ld.LLMRole.MIX, 11, V2_OPTIONS, **{"llm.listenIpInfo": "127.0.0.1:0"})
+    mine.switch_role(ld.LLMRole.MIX, {"llm.listenIpInfo": "127.0.0.2:0"})
+    other = engines(ld.LLMRole.MIX, 12, V2_OPTIONS)
+    table = json.dumps({"server_list": [{"device": [{"rank_id": "0"}, {"rank_id": "1"}]}]})
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        comms = [pool.submit(one.link, f"moved-{os.getpid()}", {11: 0, 12: 1}, table)
+                 for one in (mine, other)]
+        assert all(comm.result(20) > 0 for comm in comms)
+    assert mine.links() == [12]
 
 
 def test_a_lost_member_fails_the_comm(peers, engines):

@@ -3,6 +3,7 @@
 import atexit
 import itertools
 import os
+import threading
 import time
 import typing
 
@@ -65,7 +66,8 @@ class LLMDataDist:
         self._kv_cache_manager: typing.Optional[KvCacheManager] = None
         self._cache_manager: typing.Optional[CacheManager] = None
         self._comms: typing.Dict[int, _Comm] = {}
-        self._listens = False
+        self._listen_at = ""
+        self._listen_lock = threading.Lock()  # calls of link() may run side by side
 
     # ---- life cycle ----
 
@@ -82,7 +84,7 @@ class LLMDataDist:
         engine = _core.Engine(self._cluster_id, int(role))
         engine.initialize(read.native)
         self._engine, self._options = engine, read
-        self._listens = bool(read.listen) and (read.cache_manager or role == LLMRole.PROMPT)
+        self._listen_at = read.listen
         if read.cache_manager:
             self._cache_manager = CacheManager(engine, read, role)
         else:
@@ -165,7 +167,7 @@ class LLMDataDist:
             raise_if_true(role == LLMRole.PROMPT and not listen,
                           "to become a prompt, switch_options needs {}", LISTEN_IP_INFO)
         self._ready().set_role(int(role), {} if not listen else {C_LISTEN_IP_INFO: listen})
-        self._role, self._listens = role, bool(listen)
+        self._role, self._listen_at = role, listen or ""
         for manager in (self._kv_cache_manager, self._cache_manager):
             if manager is not None:
                 manager._role = role
@@ -173,10 +175,13 @@ class LLMDataDist:
     # ---- links ----
 
     @staticmethod
-    def _peers(clusters: Clusters, version_2: bool) -> typing.List[_core.Peer]:
-        return [_core.Peer(one.remote_cluster_id, 0,
-                           [(ip_to_text(ip), port) for ip, port in one.local_ip_info_list]
-                           or (_FROM_ANYWHERE if version_2 else []),
+    def _peers(clusters: Clusters, version_2: bool, unlink: bool = False) -> typing.List[_core.Peer]:
+        def local(one: LLMClusterInfo) -> typing.List[_core.Address]:
+            if version_2 and (unlink or not one.local_ip_info_list):
+                return _FROM_ANYWHERE
+            return [(ip_to_text(ip), port) for ip, port in one.local_ip_info_list]
+
+        return [_core.Peer(one.remote_cluster_id, 0, local(one),
                            [(ip_to_text(ip), port) for ip, port in one.remote_ip_info_list])
                 for one in clusters]
 
@@ -210,8 +215,8 @@ class LLMDataDist:
         self._check_link_arguments(clusters, timeout)
         check_isinstance("force", force, bool, allow_none=False)
         engine, mode = self._ready(), self._mode()
-        overall, codes, error = engine.unlink(self._peers(clusters, mode.cache_manager), timeout,
-                                              force)
+        overall, codes, error = engine.unlink(self._peers(clusters, mode.cache_manager, True),
+                                              timeout, force)
         if overall != LLMStatusCode.LLM_SUCCESS:
             log.error("unlink_clusters failed, error code is %s, %s", overall, error)
         return overall, codes
@@ -288,22 +293,23 @@ class LLMDataDist:
 
     def _listen_address(self, engine: _core.Engine, ip: str) -> typing.Tuple[str, int]:
         """Where this engine can be reached; it begins to listen if it doesn't."""
-        listen = self._mode().listen
-        if listen and self._listens:
-            at = listen.rsplit(":", 1)[0]
-            return (ip if at == "0.0.0.0" else at, engine.listen_port())
-        if self._listens:
-            return ip, engine.listen_port()
-        role = int(self._known_role())
+        with self._listen_lock:
+            if not self._listen_at:
+                self._listen(engine, ip)
+            at = self._listen_at.rsplit(":", 1)[0]
+        return (ip if at == "0.0.0.0" else at, engine.listen_port())
+
+    def _listen(self, engine: _core.Engine, ip: str) -> None:
+        role, at = int(self._known_role()), f"{ip}:0"
         try:
-            engine.set_role(role, {C_LISTEN_IP_INFO: f"{ip}:0"})
+            engine.set_role(role, {C_LISTEN_IP_INFO: at})
         except LLMException as error:
             if error.status_code != LLMStatusCode.LLM_FAILED:
                 raise
             # Not an address of this machine's, as behind a translation.
-            engine.set_role(role, {C_LISTEN_IP_INFO: "0.0.0.0:0"})
-        self._listens = True
-        return ip, engine.listen_port()
+            at = "0.0.0.0:0"
+            engine.set_role(role, {C_LISTEN_IP_INFO: at})
+        self._listen_at = at
 
     def _comm(self, comm_id: int) -> _Comm:
         check_uint64("comm_id", comm_id)
