@@ -9,7 +9,9 @@ static const uint64_t kib = 1024;
 static uint64_t
 slots_for(uint64_t bytes, uint64_t bytes_per_slot)
 {
-    return bytes / bytes_per_slot > 2 ? bytes / bytes_per_slot : 2;
+    return bytes / bytes_per_slot > 2 // NOLINT: no part is empty
+               ? bytes / bytes_per_slot
+               : 2;
 }
 
 static bool

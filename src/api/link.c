@@ -75,9 +75,9 @@ check_plain(const llm_cluster_info *clusters, size_t num_clusters, int32_t timeo
 }
 
 static bool
-same_addresses(const llm_cluster_info *a, const llm_cluster_info *b)
+same_addresses(const llm_cluster_info *a, const llm_cluster_info *b, size_t num_addresses)
 {
-    for (size_t i = 0; i < a->num_local_ip_infos; i++) {
+    for (size_t i = 0; i < num_addresses; i++) {
         if (strcmp(a->local_ip_infos[i].ip, b->local_ip_infos[i].ip) != 0 ||
             a->local_ip_infos[i].port != b->local_ip_infos[i].port)
             return false;
@@ -125,7 +125,7 @@ check_lists(const struct call *call, const llm_cluster_info *clusters, size_t nu
                             "clusters[%zu] has %zu local and %zu remote addresses, expected %zu of "
                             "each, one per device",
                             i, num_local, num_remote, num_devices);
-        if (!same_addresses(info, cluster_at(clusters, 0)))
+        if (!same_addresses(info, cluster_at(clusters, 0), num_local))
             return lli_fail(LLM_PARAM_INVALID, "link",
                             "the local addresses of clusters[%zu] differ from those of clusters[0]",
                             i);

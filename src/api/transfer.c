@@ -290,7 +290,7 @@ lli_go(llm_datadist *dd, struct lli_transfer_args *args, const struct lli_layers
     llm_status status = ret_transfer_id != NULL
                             ? lli_transfer_start(&dd->node, args, ret_transfer_id)
                             : lli_transfer_run(&dd->node, args);
-    if (args->progress != NULL && ret_transfer_id == NULL) {
+    if (layers->callers_progress != NULL && ret_transfer_id == NULL) {
         progress.struct_size = layers->callers_progress->struct_size;
         *layers->callers_progress = progress;
     }

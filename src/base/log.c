@@ -127,6 +127,7 @@ lli_log(llm_log_level level, const char *room, const char *format, ...)
     emit(level, line);
 }
 
+#undef lli_fail
 llm_status
 lli_fail(llm_status status, const char *room, const char *format, ...)
 {

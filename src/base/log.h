@@ -15,6 +15,10 @@ void lli_log(llm_log_level level, const char *room, const char *format, ...) LLI
 // Explains a failure once: logs one line at error level, keeps it for llm_last_error, and returns
 // `status`.  Called by the function that detects the fault; those above only pass the status on.
 llm_status lli_fail(llm_status status, const char *room, const char *format, ...) LLI_PRINTF(3, 4);
+#ifdef __clang_analyzer__
+// It doesn't look into log.c: a failure is never LLM_SUCCESS.
+#define lli_fail(status, ...) (lli_fail(status, __VA_ARGS__), (llm_status)(status))
+#endif
 
 // Same, without the log line: keeps the text of an error that another thread has logged.
 void lli_set_last_error(const char *text);

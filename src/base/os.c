@@ -303,7 +303,7 @@ lli_unix_connect(const char *name)
 int
 lli_accept(int listen_fd, struct sockaddr_in *ret_peer)
 {
-    struct sockaddr_storage peer;
+    struct sockaddr_storage peer = {0};
     socklen_t bytes = sizeof(peer);
     int fd = accept4(listen_fd, (struct sockaddr *)&peer, &bytes, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd >= 0 && ret_peer != NULL && peer.ss_family == AF_INET)

@@ -34,6 +34,7 @@ reserve(struct lli_extents *extents, size_t more)
 static void
 insert_at(struct lli_extents *extents, size_t index, uint64_t offset, uint64_t size)
 {
+    // NOLINTNEXTLINE: reserve() has made room
     memmove(&extents->free[index + 1], &extents->free[index],
             (extents->num_free - index) * sizeof(*extents->free));
     extents->free[index] = (struct lli_extent){.offset = offset, .size = size};

@@ -190,7 +190,7 @@ lli_source_describe_mismatch(const struct lli_plan *plan, uint64_t position, cha
     snprintf(why, why_size,
              "checksums differ at byte %llu of tensor %llu of those that are transferred: what "
              "arrived there isn't what was sent",
-             (unsigned long long)(plan->runs[place.run].dst_offset + place.offset),
+             (unsigned long long)plan->runs[place.run].dst_offset + place.offset,
              (unsigned long long)place.tensor);
     return LLM_CHECKSUM_MISMATCH;
 }

