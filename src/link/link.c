@@ -130,6 +130,8 @@ lli_link_attach(struct lli_link *link, uint32_t device_index, struct lli_conn *c
 static void
 close_connections(struct lli_link *link)
 {
+    // When the peer hears of it, its pushes end: nothing may land here any more.
+    lli_stream_stop(&link->stream);
     if (link->control != NULL)
         lli_conn_close(link->control);
     link->control = NULL;

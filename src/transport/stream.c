@@ -435,7 +435,8 @@ begin_body(struct lli_stream_conn *conn)
         wrong = "it sent data beyond the end of every transfer";
     if (wrong == NULL) {
         pthread_mutex_lock(&stream->lock);
-        struct lli_stream_job *job = find_receiving_locked(stream, header.transfer_id);
+        struct lli_stream_job *job =
+            stream->failed ? NULL : find_receiving_locked(stream, header.transfer_id);
         if (job != NULL)
             wrong = claim_frame_locked(job, &header);
         if (wrong == NULL && header.body_bytes > 0)
@@ -716,12 +717,25 @@ forget(struct lli_list *jobs)
 }
 
 void
-lli_stream_close(struct lli_stream *stream)
+lli_stream_stop(struct lli_stream *stream)
 {
     pthread_mutex_lock(&stream->lock);
     stream->failed = true;
     stream->failure_is_told = true;
+    for (size_t i = 0; i < stream->num_conns; i++)
+        stream->conns[i]->in_job = NULL;
+    for (size_t i = 0; i < stream->num_conns; i++) {
+        while (stream->conns[i]->in_call != NULL)
+            pthread_cond_wait(&stream->call_ended, &stream->lock);
+    }
     pthread_mutex_unlock(&stream->lock);
+}
+
+void
+lli_stream_close(struct lli_stream *stream)
+{
+    // All before the first is closed: the peer takes that for the end.
+    lli_stream_stop(stream);
     for (size_t i = 0; i < stream->num_conns; i++)
         close_conn(stream, stream->conns[i]);
     stream->num_conns = 0;

@@ -112,7 +112,9 @@ void lli_stream_init(struct lli_stream *stream, struct lli_lanes *lanes, void *o
 void lli_stream_fini(struct lli_stream *stream);
 // Takes the descriptor over, also on failure.
 llm_status lli_stream_add(struct lli_stream *stream, int fd);
-// Closes the connections and forgets the jobs, without calling done.  When it returns no thread
+// No byte lands any more, and none will.  The connections stay open, so that the peer doesn't know yet.
+void lli_stream_stop(struct lli_stream *stream);
+// Stops, closes the connections and forgets the jobs, without calling done.  When it returns no thread
 // touches them any more.
 void lli_stream_close(struct lli_stream *stream);
 

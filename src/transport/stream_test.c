@@ -1064,6 +1064,120 @@ test_a_stream_can_be_closed_while_everything_runs(void **state)
     }
 }
 
+enum { NUM_FLOODS = 2 };
+
+// Frames of one transfer, until the stream is closed.
+struct flood {
+    pthread_t thread;
+    const struct side *source;
+    uint64_t first;
+    uint64_t bytes;
+    int fd;
+};
+
+static void *
+send_flood(void *arg)
+{
+    struct flood *flood = arg;
+    uint32_t bytes;
+    for (uint64_t at = 0; at < flood->bytes; at += bytes) {
+        uint8_t head[LLI_MESSAGE_HEADER_BYTES];
+        bytes = (uint32_t)lli_min(flood->bytes - at, LLI_DATA_BODY_BYTES_MAX);
+        const uint8_t *from = byte_at(flood->source, flood->first + at);
+        lli_message_header_write(head, &(struct lli_message_header){
+                                           .type = LLI_DATA,
+                                           .body_bytes = bytes,
+                                           .transfer_id = flood->source->job.id,
+                                           .argument = flood->first + at,
+                                       });
+        if (send(flood->fd, head, sizeof(head), MSG_NOSIGNAL) != sizeof(head))
+            break;
+        for (uint32_t left = bytes; left > 0;) {
+            ssize_t sent = send(flood->fd, from + (bytes - left), left, MSG_NOSIGNAL);
+            if (sent <= 0)
+                return NULL;
+            left -= (uint32_t)sent;
+        }
+    }
+    return NULL;
+}
+
+// How much of a flood has landed, which it does in order.
+static uint64_t
+landed(const struct flood *flood, const struct side *sink)
+{
+    uint64_t least = 0;
+    uint64_t most = flood->bytes;
+    while (least < most) {
+        uint64_t middle = (least + most + 1) / 2;
+        uint64_t last = flood->first + middle - 1;
+        // No byte of the source is 0.
+        if (*(volatile uint8_t *)byte_at(sink, last) != 0)
+            least = middle;
+        else
+            most = middle - 1;
+    }
+    return least;
+}
+
+struct witness {
+    pthread_t thread;
+    const struct flood *floods;
+    const struct side *sink;
+    uint64_t landed[NUM_FLOODS]; // when the peer could know
+    int fd;
+};
+
+static void *
+await_close(void *arg)
+{
+    struct witness *witness = arg;
+    struct pollfd wait = {.fd = witness->fd, .events = POLLIN};
+    while (poll(&wait, 1, 0) == 0) {
+    }
+    for (unsigned i = 0; i < NUM_FLOODS; i++)
+        witness->landed[i] = landed(&witness->floods[i], witness->sink);
+    return NULL;
+}
+
+static void
+test_nothing_lands_once_the_peer_can_know_that_the_stream_is_closed(void **state)
+{
+    enum { TENSOR_BYTES = 4 << 20 };
+    (void)state;
+    for (unsigned round = 0; round < 40; round++) {
+        struct side source;
+        struct side sink;
+        struct flood floods[NUM_FLOODS];
+        struct witness witness = {.floods = floods, .sink = &sink, .fd = connect_raw(&ends[0])};
+        open_plain(&source, 1, true, TENSOR_BYTES);
+        open_plain(&sink, 1, false, TENSOR_BYTES);
+        for (uint64_t i = 0; i < source.num_bytes; i++)
+            source.bytes[i] |= 1;
+        give(RECEIVE, &ends[0], &sink.job);
+        for (unsigned i = 0; i < NUM_FLOODS; i++) {
+            floods[i] = (struct flood){.source = &source,
+                                       .first = i * (uint64_t)TENSOR_BYTES,
+                                       .bytes = TENSOR_BYTES,
+                                       .fd = connect_raw(&ends[0])};
+            assert_int_equal(pthread_create(&floods[i].thread, NULL, send_flood, &floods[i]), 0);
+        }
+        assert_int_equal(pthread_create(&witness.thread, NULL, await_close, &witness), 0);
+        await(has_arrived, &(struct progress){&ends[0], &sink, 1});
+        give(CLOSE, &ends[0], NULL);
+        assert_int_equal(pthread_join(witness.thread, NULL), 0);
+        for (unsigned i = 0; i < NUM_FLOODS; i++) {
+            assert_int_equal(pthread_join(floods[i].thread, NULL), 0);
+            assert_int_equal(landed(&floods[i], &sink), witness.landed[i]);
+            close(floods[i].fd);
+        }
+        close(witness.fd);
+        close_side(&source);
+        close_side(&sink);
+        assert_int_equal(reopen(), 0);
+    }
+}
+
 // ---- peers that break the rules, or go away ----
 
 struct hostile {
@@ -1447,6 +1561,7 @@ main(void)
         TEST(test_progress_is_what_has_arrived_in_one_piece),
         TEST(test_after_a_cancel_in_the_middle_no_byte_lands),
         TEST(test_a_stream_can_be_closed_while_everything_runs),
+        TEST(test_nothing_lands_once_the_peer_can_know_that_the_stream_is_closed),
         TEST(test_hostile_frames_end_the_stream_and_nothing_lands),
         TEST(test_the_same_bytes_twice_end_the_stream_and_do_not_land),
         TEST(test_too_many_holes_end_the_stream),

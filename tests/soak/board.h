@@ -99,8 +99,8 @@ struct push_board {
     unsigned seat;  // the goal's
     unsigned goal;
     struct content content;
-    char how[256];   // it ended, and over which transport
-    bool has_failed; // its link broke or was removed: the peer may not know yet
+    char how[256];     // it ended, and over which transport
+    bool is_uncertain; // its link broke or was removed: the peer may not know yet
 };
 
 struct seat_board {

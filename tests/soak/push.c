@@ -1,5 +1,6 @@
 // Pushes to the goals of the peers, whose owners look at what has come.
 #include <stdio.h>
+#include <string.h>
 
 #include "soak/job.h"
 
@@ -98,6 +99,16 @@ take_goal(struct thread *th, struct seat *seat, const struct job *job, struct pu
     return false;
 }
 
+// The peer didn't say that it is over, and may not know.
+static bool
+is_uncertain(llm_status status, const char *why)
+{
+    if (status == LLM_TIMEOUT || status == LLM_WAIT_PROC_TIMEOUT ||
+        status == LLM_TRANSFER_CANCELLED)
+        return strstr(why, "it was given up") == NULL;
+    return status == LLM_FAILED;
+}
+
 static void
 leave_goal(struct seat *seat, const struct job *job, struct push_board *push, llm_status status)
 {
@@ -106,8 +117,8 @@ leave_goal(struct seat *seat, const struct job *job, struct push_board *push, ll
     uint64_t phase = status == LLM_SUCCESS ? GOAL_ARRIVED : GOAL_FAILED;
     llm_link_info info = {.struct_size = sizeof(info)};
     char why[128];
-    push->has_failed = status == LLM_FAILED;
     llm_last_error(why, sizeof(why));
+    push->is_uncertain = is_uncertain(status, why);
     (void)llm_get_link_info(seat->dd, seat_cluster(job->peer), &info);
     snprintf(push->how, sizeof(push->how), "%s over %s%s: %s", llm_status_name(status),
              info.transport, job->by_address ? ", by address" : "",

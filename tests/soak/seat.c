@@ -236,7 +236,7 @@ check_goal(struct seat *seat, unsigned index)
                                  phase == GOAL_ARRIVED, why);
     WRONG_UNLESS(is_right, "a push from cluster %llu, which ended with %s; %s",
                  (unsigned long long)seat_cluster((unsigned)(state >> 56 & 0xf)), push->how, why);
-    if (goal->has_checksum && push->has_failed && soak_now_ms() < goal->seen_ms + NOTICE_MS) {
+    if (goal->has_checksum && push->is_uncertain && soak_now_ms() < goal->seen_ms + NOTICE_MS) {
         // We may not have noticed yet that the link is gone.
         goal->checksum = checksum;
         return;
