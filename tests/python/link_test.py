@@ -13,7 +13,7 @@ import pytest
 
 import llm_datadist as ld
 from conftest import V2_OPTIONS, cluster_info, wait_for
-from llm_datadist import LLMStatusCode, _core
+from llm_datadist import LLMStatusCode, _core, _meeting
 from options_test import refused
 from transfer_test import PATIENT, own_cache
 
@@ -169,6 +169,56 @@ def test_a_listener_that_moved_is_found(engines):
                  for one in (mine, other)]
         assert all(comm.result(20) > 0 for comm in comms)
     assert mine.links() == [12]
+
+
+STRANGERS = [b"", b"{}\n", b"GET / HTTP/1.0\r\n", b"[" * 60000 + b"\n", b"\xff\n", b'{"rank": 1e999}\n']
+PRETENDERS = [{"rank": 0}, {"rank": True}, {"rank": float("inf")}, {"cluster": 13}, {"cluster": 2**70},
+              {"cluster": 12.0}, {"port": 0}, {"port": 2**16}, {"ip": "nowhere"}, {"ip": None},
+              {"digest": "00"}]
+
+
+@pytest.mark.parametrize("ours_hosts", [True, False])
+def test_strangers_do_not_spoil_a_meeting(engines, ours_hosts):
+    mine = engines(ld.LLMRole.MIX, 11, V2_OPTIONS)
+    other = engines(ld.LLMRole.MIX, 12, V2_OPTIONS)
+    table = json.dumps({"server_list": [{"device": [{"rank_id": "0"}, {"rank_id": "1"}]}]})
+    members = {11: 0, 12: 1} if ours_hosts else {12: 0, 11: 1}
+    name = f"strangers-{ours_hosts}-{os.getpid()}"
+    digest = _meeting.digest_of(name, members, table)
+    port = _meeting.candidate_ports(digest)[0]
+    greeting = {"llm-datadist-link": digest.hex()}
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        if ours_hosts:
+            comm = pool.submit(mine.link, name, members, table)
+            wait_for(lambda: answers(port))
+            good = {"digest": digest.hex(), "rank": 1, "cluster": 12, "ip": "127.0.0.1", "port": 1}
+            for line in STRANGERS + [json.dumps(dict(good, **bad)).encode() + b"\n"
+                                     for bad in PRETENDERS]:
+                with socket.create_connection(("127.0.0.1", port), 10) as stranger:
+                    stranger.sendall(line)
+                    stranger.shutdown(socket.SHUT_WR)
+                    while stranger.recv(4096):
+                        pass
+        else:
+            with socket.create_server(("127.0.0.1", port)) as listener:
+                listener.settimeout(10)
+                comm = pool.submit(mine.link, name, members, table)
+                for line in STRANGERS + [json.dumps(greeting).encode() + b"\n" + json.dumps(
+                        [[0, [12, ["127.0.0.1", 1]]], [1, [11, bad]]]).encode() + b"\n"
+                                         for bad in ({}, [], ["x", 1], ["127.0.0.1", 1e999], None)]:
+                    with listener.accept()[0] as stranger:
+                        stranger.sendall(line)
+        theirs = pool.submit(other.link, name, members, table)
+        assert comm.result(60) > 0 and theirs.result(60) > 0
+    assert mine.links() == [12]
+
+
+def answers(port):
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
 
 
 def test_a_lost_member_fails_the_comm(peers, engines):

@@ -273,9 +273,9 @@ class LLMDataDist:
         own = (self._cluster_id, self._listen_address(engine, addresses[rank]))
         first = min(addresses)
         if rank == first:
-            table = _meeting.host(addresses[rank], digest, rank, own, list(addresses), deadline)
+            table = _meeting.host(addresses[rank], digest, members, own, deadline)
         else:
-            table = _meeting.attend(addresses[first], digest, rank, own, deadline)
+            table = _meeting.attend(addresses[first], digest, members, own, deadline)
         peers: typing.Dict[int, typing.Optional[_core.Peer]] = {}
         for other, (cluster, address) in table.items():
             if other != rank:

@@ -32,6 +32,9 @@ Address = typing.Tuple[str, int]
 _FIRST_PORT, _NUM_PORTS, _NUM_CANDIDATES = 20000, 12000, 8
 _PATIENCE_S = 2.0
 _LINE_BYTES = 65536
+# What comes of reading what a stranger has sent.
+_STRANGE = (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError,
+            RecursionError)
 
 
 def _ipv4(text: typing.Any) -> typing.Optional[str]:
@@ -123,18 +126,29 @@ def _listen(ip: str, ports: typing.Sequence[int]) -> socket.socket:
                        LLMStatusCode.LLM_LINK_FAILED)
 
 
-def host(ip: str, digest: bytes, rank: int, own: typing.Tuple[int, Address],
-         ranks: typing.Collection[int], deadline: float
+def _entry(members: typing.Mapping[int, int], rank: typing.Any, cluster: typing.Any, ip: typing.Any,
+           port: typing.Any) -> typing.Tuple[int, typing.Tuple[int, Address]]:
+    """Rank, and (cluster id, address), of a member that another process speaks of."""
+    if any(type(number) is not int for number in (rank, cluster, port)):
+        raise ValueError("not numbers")
+    if members.get(cluster) != rank or not 0 < port < 65536 or _ipv4(ip) is None:
+        raise ValueError("not a member")
+    return rank, (cluster, (ip, port))
+
+
+def host(ip: str, digest: bytes, members: typing.Mapping[int, int],
+         own: typing.Tuple[int, Address], deadline: float
          ) -> typing.Dict[int, typing.Tuple[int, Address]]:
-    """Waits for everyone and returns rank -> (cluster id, address)."""
+    """Waits for everyone and returns rank -> (cluster id, address); members: cluster id -> rank."""
+    rank = members[own[0]]
     table = {rank: own}
     connections: typing.Dict[int, socket.socket] = {}
     listener = _listen(ip, candidate_ports(digest))
     try:
-        while len(table) < len(ranks):
+        while len(table) < len(members):
             left = deadline - time.monotonic()
             if left <= 0:
-                missing = sorted(set(ranks) - set(table))
+                missing = sorted(set(members.values()) - set(table))
                 raise _timeout(f"link: the members with ranks {missing} didn't come in time")
             listener.settimeout(left)
             try:
@@ -144,11 +158,11 @@ def host(ip: str, digest: bytes, rank: int, own: typing.Tuple[int, Address],
             try:
                 _send_line(connection, {"llm-datadist-link": digest.hex()})
                 hello = _read_line(connection, min(deadline, time.monotonic() + _PATIENCE_S))
-                who = int(hello["rank"])
-                if hello["digest"] != digest.hex() or who not in ranks or who == rank:
+                who, entry = _entry(members, hello["rank"], hello["cluster"], hello["ip"],
+                                    hello["port"])
+                if hello["digest"] != digest.hex() or who == rank:
                     raise ValueError("a stranger")
-                entry = (int(hello["cluster"]), (str(hello["ip"]), int(hello["port"])))
-            except (OSError, ValueError, KeyError, TypeError):
+            except _STRANGE:
                 connection.close()
                 continue
             if who in connections:
@@ -166,9 +180,10 @@ def host(ip: str, digest: bytes, rank: int, own: typing.Tuple[int, Address],
     return table
 
 
-def attend(ip: str, digest: bytes, rank: int, own: typing.Tuple[int, Address], deadline: float
+def attend(ip: str, digest: bytes, members: typing.Mapping[int, int],
+           own: typing.Tuple[int, Address], deadline: float
            ) -> typing.Dict[int, typing.Tuple[int, Address]]:
-    """Finds the host and returns rank -> (cluster id, address)."""
+    """Finds the host and returns rank -> (cluster id, address); members: cluster id -> rank."""
     ports = candidate_ports(digest)
     while True:
         for port in ports:
@@ -181,10 +196,12 @@ def attend(ip: str, digest: bytes, rank: int, own: typing.Tuple[int, Address], d
                     greeting = _read_line(connection, time.monotonic() + min(left, _PATIENCE_S))
                     if greeting.get("llm-datadist-link") != digest.hex():
                         continue
-                    _send_line(connection, {"digest": digest.hex(), "rank": rank, "cluster": own[0],
-                                            "ip": own[1][0], "port": own[1][1]})
-                    return {int(who): (int(cluster), (str(address[0]), int(address[1])))
-                            for who, (cluster, address) in _read_line(connection, deadline)}
-            except (OSError, ValueError, TypeError, AttributeError):
+                    _send_line(connection, {"digest": digest.hex(), "rank": members[own[0]],
+                                            "cluster": own[0], "ip": own[1][0], "port": own[1][1]})
+                    table = dict(_entry(members, who, cluster, *address)
+                                 for who, (cluster, address) in _read_line(connection, deadline))
+                    if len(table) == len(members):
+                        return table
+            except _STRANGE:
                 continue
         time.sleep(min(0.02, max(0.0, deadline - time.monotonic())))
