@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import io
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import pytest
 import llm_datadist as ld
 from conftest import V2_OPTIONS, cluster_info, wait_for
 from llm_datadist import LLMStatusCode, aio
+from llm_datadist._status import log
 
 SHAPE = [16, 64]
 TRANSPORTS = ["shm", "tcp"]
@@ -365,16 +367,34 @@ def test_several_engines_in_a_process(engines):
 
 def test_a_forked_child_has_no_engine(pair):
     _, decoder = pair
+    manager = decoder.kv_cache_manager
+    caches = [own_cache(manager)]
+
+    def child():
+        caches.clear()  # nothing to free here, and nothing to say
+        for call in (lambda: decoder.kv_cache_manager, lambda: decoder.check_link_status(1),
+                     lambda: manager.allocate_cache(ld.CacheDesc(1, [1], ld.DataType.DT_INT8))):
+            with pytest.raises(RuntimeError, match="llm datadist is not initialized"):
+                call()
+        decoder.finalize()
+        decoder.init({"ge.exec.deviceId": "0"})
+        own_cache(decoder.kv_cache_manager).numpy(0)[:] = 1
+        assert decoder.links() == []
+        decoder.finalize()
+
     pid = os.fork()
     if pid == 0:
         try:
-            decoder.kv_cache_manager.allocate_cache(ld.CacheDesc(1, [1], ld.DataType.DT_INT8))
-        except ld.LLMException:
-            decoder.finalize()
+            logged = io.StringIO()
+            log.handlers[0].setStream(logged)
+            child()
+            assert logged.getvalue() == ""
             os._exit(0)
-        os._exit(1)
+        finally:
+            os._exit(1)
     assert os.waitpid(pid, 0)[1] == 0
     decoder.check_link_status(1)
+    decoder.kv_cache_manager.deallocate_cache(caches[0])
 
 
 def test_a_cache_goes_with_its_last_reference(pair):

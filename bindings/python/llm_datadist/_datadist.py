@@ -102,11 +102,18 @@ class LLMDataDist:
         for manager in (self._kv_cache_manager, self._cache_manager):
             if manager is not None:
                 manager._end()
-        engine, self._engine = self._engine, None
-        self._kv_cache_manager = self._cache_manager = None
-        self._comms.clear()
+        engine = self._engine
+        self._forget()
         _alive.discard(self)
         engine.finalize()
+
+    def _forget(self) -> None:
+        """Back to what it was before init."""
+        for manager in (self._kv_cache_manager, self._cache_manager):
+            if manager is not None:
+                manager._initialized = False
+        self._engine = self._kv_cache_manager = self._cache_manager = None
+        self._comms.clear()
 
     def __enter__(self: _Self) -> _Self:
         return self
@@ -375,3 +382,14 @@ def _finalize_forgotten() -> None:
 
 
 atexit.register(_finalize_forgotten)
+
+
+def _after_fork() -> None:
+    # The engines are the parent's; the child may init its own.
+    for datadist in _alive:
+        datadist._forget()
+    _alive.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
