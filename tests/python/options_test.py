@@ -396,6 +396,16 @@ def test_modes():
         refused(lambda options=options: read(**options))
 
 
+def test_link_total_time():
+    assert read(**{"llm.LinkTotalTime": "7"}).link_timeout_s == 7
+    assert read(**{"llm.LinkTotalTime": "0"}).link_timeout_s == 120
+    for text in ("x", "-1", "", "1.5", str(2**32)):
+        refused(lambda text=text: read(**{"llm.LinkTotalTime": text}), text="LinkTotalTime")
+    for text, seconds in (("600", 600), ("x", 120), ("\u00b2", 120), ("0", 120), ("9" * 30, 120)):
+        assert read_options({"ge.exec.deviceId": "0"}, False,
+                            {"HCCL_CONNECT_TIMEOUT": text}).link_timeout_s == seconds
+
+
 def test_v1_options():
     refused(lambda: read_options({}, False, {}), text="ge.exec.deviceId")
     refused(lambda: read(True), text="llm.listenIpInfo")
@@ -406,6 +416,10 @@ def test_v1_options():
     made = read_options({"llm.ClusterInfo": info}, True, {})
     assert made.num_devices == 2 and made.native["llm.DeviceId"] == "0;1"
     assert made.listen == "1.2.3.4:1;1.2.3.4:2"
+    for one in ("5", '[{"ip": 1}]', '[{"ip": -1, "port": 1}]', '[{"ip": 1, "port": 1e999}]'):
+        info = f'{{"listen_ip_info": {one}}}'
+        refused(lambda info=info: read(True, **{"llm.ClusterInfo": info}), text="list of ip and port")
+    refused(lambda: read(**{"llm.ClusterInfo": "[" * 100000}), text="is not JSON")
     pool = read(**{"ge.flowGraphMemMaxSize": "4096"}).native["llm.BufPoolCfg"]
     assert json.loads(pool) == {"buf_pool_size": 4096}
     for size in ("1,2", "x", "", "-1"):

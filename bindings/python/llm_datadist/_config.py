@@ -34,7 +34,7 @@ C_LISTEN_IP_INFO = "llm.ListenIpInfo"
 def _json_object(name: str, text: str) -> typing.Dict[str, typing.Any]:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LLMException(f"{name} is not JSON: {error}", LLMStatusCode.LLM_PARAM_INVALID) from None
     raise_if_false(isinstance(value, dict), "{} must be a JSON object", name)
     return value
@@ -284,7 +284,7 @@ def _listen_text(options: typing.Dict[str, str], info: typing.Dict[str, typing.A
         try:
             listen = ";".join(f"{ip_to_text(ip_to_int(one['ip']))}:{int(one['port'])}"
                               for one in info["listen_ip_info"])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise_if_false(False, "{}: listen_ip_info must be a list of ip and port", CLUSTER_INFO)
     return listen
 
@@ -352,10 +352,11 @@ def read_options(options: typing.Dict[str, str], is_prompt: bool, environment: t
         host_pool_bytes = _pool_bytes(HOST_MEM_POOL_CFG, options[HOST_MEM_POOL_CFG])
 
     link_time = options.get(LINK_TOTAL_TIME, "0")
-    raise_if_false(link_time.isascii() and link_time.isdigit(), "{} must be digits, but got {}",
-                   LINK_TOTAL_TIME, link_time)
-    fallback = environment.get("HCCL_CONNECT_TIMEOUT", "120")
-    link_timeout_s = int(link_time) or (int(fallback) if fallback.isdigit() else 0) or 120
+    raise_if_false(link_time.isascii() and link_time.isdigit() and int(link_time) < 2**32,
+                   "{} must be digits and less than 2**32, but got {}", LINK_TOTAL_TIME, link_time)
+    fallback = environment.get("HCCL_CONNECT_TIMEOUT", "")
+    is_time = fallback.isascii() and fallback.isdigit() and 0 < int(fallback) < 2**32
+    link_timeout_s = int(link_time) or (int(fallback) if is_time else 120)
 
     return EngineOptions(cache_manager, remote, num_devices, listen,
                          bool(options.get(LOCAL_COMM_RES)), device_pool, host_pool_bytes,

@@ -140,7 +140,7 @@ def ip_to_int(ip: typing.Union[str, int]) -> int:
 
 
 def ip_to_text(ip: int) -> str:
-    return socket.inet_ntoa(struct.pack("<I", ip))
+    return socket.inet_ntoa(ip.to_bytes(4, "little"))
 
 
 class LLMClusterInfo:
