@@ -1,6 +1,7 @@
 """Caches: views, copies, tasks."""
 
 import copy
+import ctypes
 import gc
 import threading
 
@@ -249,6 +250,19 @@ def test_v2_caches(engines):
     for info in ((ld.Memtype.MEM_TYPE_HOST, 1, 1), (ld.Memtype.MEM_TYPE_DEVICE, 0, 1),
                  (ld.Memtype.MEM_TYPE_DEVICE, 1, 0)):
         refused(lambda info=info: manager.remap_registered_memory([ld.MemInfo(*info)]))
+
+
+def test_a_host_cache_stays_until_it_is_deallocated(pair_v2):
+    one, two = pair_v2
+    host = ld.CacheDesc(2, [8, 16], ld.DataType.DT_FLOAT, ld.Placement.HOST)
+    cache = one.cache_manager.allocate_blocks_cache(host, ld.BlocksCacheKey(1))
+    addrs = cache.tensor_addrs
+    del cache
+    gc.collect()
+    ctypes.memset(addrs[1], 1, 8 * 64)
+    target = two.cache_manager.allocate_blocks_cache(ld.CacheDesc(2, [8, 16], ld.DataType.DT_FLOAT))
+    two.cache_manager.pull_blocks(ld.BlocksCacheKey(1), target, [5], [2])
+    assert (target.numpy(1)[2].view(np.uint8) == 1).all()
 
 
 def test_push_arguments(pair_v2):

@@ -164,9 +164,13 @@ class Engine:
     def remove_key(self, key: typing.Tuple[int, int, int]) -> None:
         self._must(self.native.remove_key(key), "remove_cache_key")
 
-    def unregister(self, cache_id: int) -> None:
+    def unregister(self, cache_id: int, memory: object = None) -> None:
+        """`memory` is kept until it has ended, also when a signal's handler raises."""
+        def call(_: object = memory) -> int:
+            return self.native.unregister(cache_id)
+
         # Short unless a peer hangs in the middle of a pull.
-        status, error = self._interruptible(lambda: self.native.unregister(cache_id))
+        status, error = self._interruptible(call)
         if status != 0:
             handle_llm_status(status, "unregister_cache", error)
 

@@ -99,13 +99,16 @@ class LLMDataDist:
         """Ends links and caches.  Never beside other calls; again, or before init, it does nothing."""
         if self._engine is None:
             return
-        for manager in (self._kv_cache_manager, self._cache_manager):
+        # They hold memory that peers read until the engine has ended.
+        managers = [self._kv_cache_manager, self._cache_manager]
+        for manager in managers:
             if manager is not None:
                 manager._end()
         engine = self._engine
         self._forget()
         _alive.discard(self)
         engine.finalize()
+        managers.clear()
 
     def _forget(self) -> None:
         """Back to what it was before init."""

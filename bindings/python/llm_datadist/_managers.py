@@ -563,7 +563,8 @@ class CacheManager(_Manager):
         self._host_bytes = 0
         self._lock = threading.Lock()
         self._kinds: typing.Dict[int, str] = {}  # cache id -> "allocated", "host" or "registered"
-        self._host_sizes: typing.Dict[int, int] = {}
+        # Of host caches, until they are deallocated, whoever still knows them.
+        self._host_memory: typing.Dict[int, mmap.mmap] = {}
 
     # ---- caches ----
 
@@ -674,7 +675,7 @@ class CacheManager(_Manager):
                 self._host_bytes -= size
             raise
         with self._lock:
-            self._host_sizes[native.cache_id] = size
+            self._host_memory[native.cache_id] = memory
         return self._made(Cache(desc, native, is_blocks, self, memory), "host")
 
     def deallocate_cache(self, cache: Cache) -> None:
@@ -706,11 +707,12 @@ class CacheManager(_Manager):
         self._end_aliases(cache.cache_id)
         with self._lock:
             kind = self._kinds.pop(cache.cache_id, None)
-            self._host_bytes -= self._host_sizes.pop(cache.cache_id, 0)
+            memory = self._host_memory.pop(cache.cache_id, None)
+            self._host_bytes -= len(memory or ())
         if kind == "allocated":
             self._engine.deallocate(cache.cache_id)
         elif kind is not None:
-            self._engine.unregister(cache.cache_id)
+            self._engine.unregister(cache.cache_id, memory)
 
     def remove_cache_key(self, cache_key: CacheKey) -> None:
         """Removes a key; an unknown one is no mistake."""
