@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/magic.h>
 #include <netinet/tcp.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -14,6 +15,7 @@
 #include <sys/stat.h>
 #include <sys/sysinfo.h>
 #include <sys/un.h>
+#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -186,11 +188,14 @@ const void *
 lli_memory_file_map(int fd, uint64_t bytes)
 {
     struct stat info;
+    struct statfs system;
     int seals = fcntl(fd, F_GET_SEALS);
-    if (seals < 0 || fstat(fd, &info) != 0)
+    if (seals < 0 || fstat(fd, &info) != 0 || fstatfs(fd, &system) != 0)
         return NULL;
-    // Without the seal the owner could shrink the file and kill us with SIGBUS.
-    if ((seals & F_SEAL_SHRINK) == 0 || info.st_size < 0 || (uint64_t)info.st_size != bytes) {
+    // Without the seal the owner could shrink the file and kill us with SIGBUS; so could a file of huge
+    // pages, of which there may be none when we look.
+    if ((seals & F_SEAL_SHRINK) == 0 || system.f_type != TMPFS_MAGIC || info.st_size < 0 ||
+        (uint64_t)info.st_size != bytes) {
         errno = EPROTO;
         return NULL;
     }

@@ -37,7 +37,8 @@ uint64_t lli_physical_memory_bytes(void);
 // and the file can neither shrink nor grow.  -1 and errno on failure.
 int lli_memory_file_create(const char *name, uint64_t bytes, void **ret_base);
 
-// Maps somebody's memory file read-only, after checking that its size is `bytes` and can't shrink.
+// Maps somebody's memory file read-only, after checking that its size is `bytes` and can't shrink,
+// and that it is of ordinary pages.
 // NULL and errno on failure.
 const void *lli_memory_file_map(int fd, uint64_t bytes);
 

@@ -250,6 +250,22 @@ test_a_file_that_could_shrink_is_not_mapped(void **state)
     close(fd);
 }
 
+// Where no huge page is free, whoever looks into such a file is killed.
+static void
+test_a_file_of_huge_pages_is_not_mapped(void **state)
+{
+    enum { HUGE_PAGE = 1 << 30 }; // or some
+    int fd = memfd_create("llm-test", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_HUGETLB);
+    (void)state;
+    if (fd < 0)
+        skip(); // this system has none
+    assert_int_equal(ftruncate(fd, HUGE_PAGE), 0);
+    assert_int_equal(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW), 0);
+    assert_null(lli_memory_file_map(fd, HUGE_PAGE));
+    assert_int_equal(errno, EPROTO);
+    close(fd);
+}
+
 static void
 test_what_is_no_memory_file_is_not_mapped(void **state)
 {
@@ -398,6 +414,7 @@ main(void)
         cmocka_unit_test(test_the_descriptor_is_closed_on_exec),
         cmocka_unit_test(test_a_file_of_another_size_is_not_mapped),
         cmocka_unit_test(test_a_file_that_could_shrink_is_not_mapped),
+        cmocka_unit_test(test_a_file_of_huge_pages_is_not_mapped),
         cmocka_unit_test(test_what_is_no_memory_file_is_not_mapped),
         cmocka_unit_test(test_a_file_that_is_too_large_is_refused),
         cmocka_unit_test(test_tcp_sockets_meet_at_a_chosen_port),

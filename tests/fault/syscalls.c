@@ -14,6 +14,7 @@
 #include <sys/stat.h>
 #include <sys/sysinfo.h>
 #include <sys/uio.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 enum { ERRORS_MAX = 6 };
@@ -33,6 +34,7 @@ enum { ERRORS_MAX = 6 };
     X(eventfd, false, EMFILE, ENOMEM)                                                              \
     X(fcntl, false, EMFILE, EPERM)                                                                 \
     X(fstat, false, ENOMEM)                                                                        \
+    X(fstatfs, false, ENOMEM)                                                                      \
     X(ftruncate, false, ENOMEM, EPERM)                                                             \
     X(getrandom, false, EINTR)                                                                     \
     X(getsockname, false, ENOBUFS)                                                                 \
@@ -196,6 +198,7 @@ WRAP(epoll_wait, (int fd, struct epoll_event *events, int num_events, int timeou
      (fd, events, num_events, timeout))
 WRAP(eventfd, (unsigned int value, int flags), (value, flags))
 WRAP(fstat, (int fd, struct stat *info), (fd, info))
+WRAP(fstatfs, (int fd, struct statfs *info), (fd, info))
 WRAP(ftruncate, (int fd, off_t bytes), (fd, bytes))
 WRAP_AS(ssize_t, getrandom, -1, true, (void *bytes, size_t size, unsigned int flags),
         (bytes, size, flags))

@@ -9,6 +9,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "sim.h"
@@ -240,6 +241,12 @@ SIM_CALL(int, fstat, int fd, struct stat *ret_info)
 {
     struct sim_file *file = sim_fd_file(fd);
     return file == NULL ? -1 : fstat(file->real_fd, ret_info);
+}
+
+SIM_CALL(int, fstatfs, int fd, struct statfs *ret_info)
+{
+    struct sim_file *file = sim_fd_file(fd);
+    return file == NULL ? -1 : fstatfs(file->real_fd, ret_info);
 }
 
 // ---- reading and writing ----
