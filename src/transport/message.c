@@ -176,6 +176,9 @@ lli_outcome_read(struct lli_reader *r, struct lli_outcome *ret_outcome)
 {
     ret_outcome->status = lli_read_u32(r);
     lli_read_text(r, ret_outcome->text, sizeof(ret_outcome->text));
+    // Whoever polls would take the end for none, and poll for ever.
+    if (ret_outcome->status == LLM_TRANSFER_PENDING)
+        ret_outcome->status = LLM_FAILED;
     return !r->failed;
 }
 

@@ -300,6 +300,23 @@ test_a_choice_and_an_outcome_come_back(void **state)
     }
 }
 
+static void
+test_an_outcome_is_never_pending(void **state)
+{
+    uint8_t bytes[ROOM];
+    struct lli_writer w;
+    struct lli_reader r;
+    struct lli_outcome in = {.status = LLM_TRANSFER_PENDING, .text = "soon"};
+    struct lli_outcome out;
+    (void)state;
+    lli_writer_init(&w, bytes, sizeof(bytes));
+    lli_outcome_write(&w, &in);
+    lli_reader_init(&r, bytes, w.size);
+    assert_true(lli_outcome_read(&r, &out));
+    assert_true(out.status == LLM_FAILED);
+    assert_string_equal(out.text, "soon");
+}
+
 static bool
 read_answer(struct lli_reader *r)
 {
@@ -403,6 +420,7 @@ main(void)
         cmocka_unit_test(test_a_hello_must_speak_our_version),
         cmocka_unit_test(test_a_reply_comes_back_with_a_text_of_any_length),
         cmocka_unit_test(test_a_choice_and_an_outcome_come_back),
+        cmocka_unit_test(test_an_outcome_is_never_pending),
         cmocka_unit_test(test_an_answer_comes_back),
         cmocka_unit_test(test_a_text_longer_than_its_room_is_refused),
         cmocka_unit_test(test_any_bytes_are_read_without_harm),

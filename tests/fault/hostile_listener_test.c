@@ -364,6 +364,49 @@ test_pull(void **state)
     }
 }
 
+// ---- a started pull ----
+
+// It has ended, says the listener, with "not ended".
+static void
+answer_pending(struct visit *visit)
+{
+    struct lli_message_header header = {0};
+    struct lli_outcome outcome = {.status = LLM_TRANSFER_PENDING, .text = "later"};
+    uint8_t body[4096];
+    uint8_t zeros[6] = {0};
+    struct lli_writer w;
+    be_good(visit);
+    (void)raw_say(visit->control, LLI_READY, 0, zeros, sizeof(zeros));
+    if (!raw_hear(visit->control, &header, body))
+        return;
+    lli_writer_init(&w, body, sizeof(body));
+    lli_outcome_write(&w, &outcome);
+    (void)raw_say(visit->control, LLI_RESULT, header.transfer_id, body, w.size);
+}
+
+static void
+test_a_result_that_is_no_end(void **state)
+{
+    struct member decoder;
+    struct visit visit;
+    struct member_setup setup = {
+        .cluster_id = RAW_DECODER, .role = LLM_ROLE_DECODER, .transports = "tcp"};
+    llm_cache_index from = {.struct_size = sizeof(from), .cluster_id = RAW_PROMPT, .cache_id = 1};
+    uint64_t id = 0;
+    (void)state;
+    member_open(&decoder, &setup);
+    member_allocate(&decoder, TARGET, TENSORS, SLOTS, STRIDE);
+    visit_begin(&visit, answer_pending, 0);
+    assert_int_equal(member_link(&decoder, RAW_PROMPT, &visit.port, BOUND_MS), LLM_SUCCESS);
+    assert_int_equal(
+        llm_start_pull_kv_cache(decoder.dd, &from, &decoder.caches[TARGET].cache, 3, -1, NULL, &id),
+        LLM_SUCCESS);
+    assert_int_equal(llm_transfer_wait(decoder.dd, id, PATIENCE_MS), LLM_FAILED);
+    assert_int_equal(llm_transfer_release(decoder.dd, id), LLM_SUCCESS);
+    visit_end(&visit);
+    member_close(&decoder);
+}
+
 int
 main(int argc, char **argv)
 {
@@ -375,6 +418,7 @@ main(int argc, char **argv)
         cmocka_unit_test(test_first_words),
         cmocka_unit_test(test_choice),
         cmocka_unit_test(test_pull),
+        cmocka_unit_test(test_a_result_that_is_no_end),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
