@@ -333,6 +333,8 @@ retire(struct lli_link *link)
         link->broken_status = LLM_NOT_YET_LINK;
         snprintf(link->broken_reason, sizeof(link->broken_reason), "it has been unlinked");
     }
+    // Whoever waits for an answer to an unlink has it, if the peer unlinks or links anew meanwhile.
+    pthread_cond_broadcast(&node->links_changed);
     pthread_mutex_unlock(&node->links_lock);
     return was_usable;
 }

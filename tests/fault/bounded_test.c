@@ -423,6 +423,52 @@ test_a_puller_stops_and_its_owner_is_finalized(void **state)
     stopped_puller(true, true);
 }
 
+// ---- both ends unlink at once ----
+
+static void *
+unlink_stranger(void *arg)
+{
+    struct end *owner = arg;
+    return (void *)(uintptr_t)end_unlink(owner, RAW_STRANGER, 0, false);
+}
+
+// Each end hears the other's word before the answer to its own, and closes the connection on which
+// that would have come.
+static void
+cross_unlinks(struct end *owner)
+{
+    struct raw_link link;
+    struct lli_message_header header;
+    uint8_t body[4096];
+    pthread_t thread;
+    void *status;
+    raw_link_open(&link, owner->port, RAW_STRANGER);
+    uint64_t start = now_ms();
+    assert_int_equal(pthread_create(&thread, NULL, unlink_stranger, owner), 0);
+    assert_true(raw_hear(link.control, &header, body));
+    assert_int_equal(header.type, LLI_UNLINK);
+    assert_true(raw_say(link.control, LLI_UNLINK, 0, NULL, 0));
+    assert_int_equal(raw_hear_status(link.control, LLI_UNLINK_REPLY, 0), LLM_SUCCESS);
+    pthread_join(thread, &status);
+    uint64_t took = now_ms() - start;
+    assert_status((llm_status)(uintptr_t)status, LLM_SUCCESS);
+    if (took > BOUND_MS)
+        fail_msg("it took %llu ms, expected at most %d", (unsigned long long)took, BOUND_MS);
+    raw_link_close(&link);
+}
+
+static void
+test_unlinks_that_cross(void **state)
+{
+    struct bed bed;
+    (void)state;
+    bed_open(&bed);
+    // Most of the times the caller waits already when the other's word comes.
+    for (int i = 0; i < 100; i++)
+        cross_unlinks(&bed.owner);
+    bed_close(&bed);
+}
+
 static const struct CMUnitTest tests[] = {
     KIT_TEST(test_a_lease_is_closed_while_a_peer_reads_a_trickle),
     KIT_TEST(test_push_to_a_peer_that_never_answers),
@@ -430,6 +476,7 @@ static const struct CMUnitTest tests[] = {
     KIT_TEST(test_a_puller_stops_and_memory_is_deallocated),
     KIT_TEST(test_a_puller_stops_and_memory_is_unregistered),
     KIT_TEST(test_a_puller_stops_and_its_owner_is_finalized),
+    KIT_TEST(test_unlinks_that_cross),
     KIT_TEST(test_unregister_while_a_peer_reads_a_trickle),
     KIT_TEST(test_unregister_while_a_peer_writes_a_trickle),
     KIT_TEST(test_unregister_while_a_pull_waits_for_its_turn),
