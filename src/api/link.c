@@ -465,13 +465,16 @@ begin_unlink(void *arg)
     begin->unsent = begin->tell_peer && link->control != NULL && link->control->why != NULL;
 }
 
-static void
+// True if the link was broken by then, which has been told.
+static bool
 set_unlinking(struct lli_link *link, bool unlinking)
 {
     pthread_mutex_lock(&link->node->links_lock);
     link->unlinking = unlinking;
     link->unlink_answered = false;
+    bool is_broken = link->broken;
     pthread_mutex_unlock(&link->node->links_lock);
+    return is_broken;
 }
 
 // A link that breaks while it is being unlinked is no news, unless it stays.
@@ -515,13 +518,13 @@ unlink_one(struct call *call, struct lli_link *link)
                         (unsigned long long)link->peer.cluster_id, link->broken_reason);
     struct begin_unlink begin = {.link = link, .tell_peer = tell_peer};
     llm_status status = LLM_SUCCESS;
-    set_unlinking(link, true);
+    bool is_told = set_unlinking(link, true);
     lli_loop_call(call->dd->node.loop, begin_unlink, &begin);
     if (!begin.busy && tell_peer && !begin.unsent)
         status = await_answer(link, call->deadline_ns);
     if (begin.busy || status == LLM_LINK_BUSY) {
-        set_unlinking(link, false);
-        if (!was_broken)
+        (void)set_unlinking(link, false);
+        if (!is_told)
             tell_if_broken(link);
         return lli_fail(LLM_LINK_BUSY, "link", "a transfer runs on the link to cluster %llu",
                         (unsigned long long)link->peer.cluster_id);
