@@ -145,12 +145,17 @@ on_message(struct lli_link *link, const struct lli_message_header *header, struc
 static uint64_t
 process_token(void)
 {
-    static _Atomic uint64_t token;
-    static _Atomic int token_pid;
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    static uint64_t token;  // guarded by lock
+    static pid_t token_pid; // likewise
+    pthread_mutex_lock(&lock);
     // A forked child is another process.
-    if (atomic_exchange(&token_pid, getpid()) != getpid())
-        atomic_store(&token, lli_random_u64());
-    return atomic_load(&token);
+    if (token_pid != getpid())
+        token = lli_random_u64();
+    token_pid = getpid();
+    uint64_t own = token;
+    pthread_mutex_unlock(&lock);
+    return own;
 }
 
 static uint32_t
