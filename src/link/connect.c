@@ -29,7 +29,9 @@ struct attempt {
     char registered_reason[LLI_REASON_BYTES]; // why registered memory goes over tcp; "" if not
     char why[LLI_REASON_BYTES + 64];          // it failed
     bool timed_out;
-    llm_status adopted;
+    llm_status adopted;      // LLM_PROCESSING_LINK: ask again in a tick
+    bool contested;          // the peer has linked with us meanwhile
+    uint64_t contested_tick; // since when that is known
 };
 
 // ---- blocking input and output with a deadline ----
@@ -371,6 +373,52 @@ attach_connections(struct attempt *a, struct lli_link *link)
     return LLM_SUCCESS;
 }
 
+// The link that the same instance has made to us meanwhile, if ours may have to give way to it.  Of
+// two that link each other at once one keeps its own link, so that the other must find out.
+static struct lli_link *
+find_crossing(const struct attempt *a)
+{
+    struct lli_link *link = lli_links_find(a->node, a->peer.cluster_id);
+    if (link == NULL)
+        return NULL;
+    if (!link->connected_by_us && link->peer.incarnation == a->peer.incarnation &&
+        a->node->identity.incarnation < a->peer.incarnation && !lli_link_is_broken(link))
+        return link;
+    lli_link_put(link);
+    return NULL;
+}
+
+// If the peer has replaced its own link by ours, that one is closed, and never answers; if it answers,
+// ours is closed.  What arrives in the current tick may have been sent before.
+static bool
+give_way(struct attempt *a)
+{
+    struct lli_node *node = a->node;
+    struct lli_link *crossing = find_crossing(a);
+    if (crossing == NULL)
+        return false;
+    if (!a->contested)
+        a->contested_tick = node->tick;
+    a->contested = true;
+    bool is_settled =
+        crossing->heard_tick > a->contested_tick + 1 || lli_now_ns() >= a->deadline_ns;
+    a->adopted = is_settled ? LLM_SUCCESS : LLM_PROCESSING_LINK;
+    if (!is_settled)
+        lli_link_ask_for_life(crossing);
+    lli_link_put(crossing);
+    return true;
+}
+
+// Until a link breaks, but no longer than a tick.
+static void
+wait_for_news(struct lli_node *node)
+{
+    pthread_mutex_lock(&node->links_lock);
+    (void)lli_cond_wait_until(&node->links_changed, &node->links_lock,
+                              lli_deadline_after_ms(node->tick_ms));
+    pthread_mutex_unlock(&node->links_lock);
+}
+
 static void
 adopt(void *arg)
 {
@@ -384,6 +432,8 @@ adopt(void *arg)
         lli_link_put(rival);
         return;
     }
+    if (give_way(a))
+        return;
     struct lli_link *link = lli_link_new(a->node, &a->peer);
     if (link == NULL)
         return;
@@ -419,6 +469,10 @@ establish(struct attempt *a, uint32_t *ret_device_index)
         return false;
     a->why[0] = '\0';
     lli_loop_call(a->node->loop, adopt, a);
+    while (a->adopted == LLM_PROCESSING_LINK) {
+        wait_for_news(a->node);
+        lli_loop_call(a->node->loop, adopt, a);
+    }
     if (a->adopted != LLM_SUCCESS && a->why[0] == '\0')
         snprintf(a->why, sizeof(a->why), "out of memory or descriptors");
     return a->adopted == LLM_SUCCESS;
@@ -451,7 +505,7 @@ lli_link_connect(struct lli_node *node, const struct lli_link_target *target, ui
     for (size_t i = 0; i < LLI_NUM_DEVICES_MAX; i++)
         a.fds[i] = -1;
     bool ok = establish(&a, &device_index);
-    // A successful adoption has taken everything.
+    // An adoption has taken everything.
     clean_up(&a);
     if (ok)
         return LLM_SUCCESS;

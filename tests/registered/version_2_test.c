@@ -1,5 +1,6 @@
 // The second generation of the interface (§13): roles are labels, whoever listens can be linked.
 #include <arpa/inet.h>
+#include <pthread.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -471,6 +472,69 @@ test_unlinking(void **state)
     end_close(&connector);
 }
 
+// ---- both at once ----
+
+struct meeting {
+    struct end *end;
+    uint64_t peer;
+    uint16_t port;
+    pthread_barrier_t *together;
+    llm_status status;
+    pthread_t thread;
+};
+
+static void *
+meet(void *arg)
+{
+    struct meeting *meeting = arg;
+    pthread_barrier_wait(meeting->together);
+    meeting->status = end_link(meeting->end, meeting->peer, meeting->port);
+    return NULL;
+}
+
+// Two that link each other at the same moment: whichever link stays, it is the same one at both ends.
+static void
+test_linking_each_other_at_once(void **state)
+{
+    (void)state;
+    enum { MEETINGS = SCALED(30, 10) };
+    struct end ends[2];
+    struct kv kvs[2];
+    struct meeting meetings[2];
+    pthread_barrier_t together;
+    for (unsigned i = 0; i < 2; i++) {
+        end_open(&ends[i], &(struct end_setup){.id = LISTENER + i, .listens = true});
+        kv_open(&kvs[i], &ends[i], 2, SLOTS, STRIDE);
+    }
+    assert_int_equal(pthread_barrier_init(&together, NULL, 2), 0);
+    for (unsigned time = 0; time < MEETINGS; time++) {
+        for (unsigned i = 0; i < 2; i++) {
+            meetings[i] = (struct meeting){.end = &ends[i],
+                                           .peer = LISTENER + 1 - i,
+                                           .port = ends[1 - i].port,
+                                           .together = &together};
+            assert_int_equal(pthread_create(&meetings[i].thread, NULL, meet, &meetings[i]), 0);
+        }
+        for (unsigned i = 0; i < 2; i++)
+            pthread_join(meetings[i].thread, NULL);
+        // One may have been late, and have found the other's link.
+        for (unsigned i = 0; i < 2; i++)
+            assert_true(
+                meetings[i].status == LLM_SUCCESS ||
+                (meetings[i].status == LLM_ALREADY_LINK && meetings[1 - i].status == LLM_SUCCESS));
+        for (unsigned i = 0; i < 2; i++)
+            move_from(&ends[i], &ends[1 - i], &kvs[i], &kvs[1 - i]);
+        assert_ok(end_unlink(&ends[0], LISTENER + 1, ends[1].port, false));
+        assert_int_equal(end_state(&ends[0], LISTENER + 1, NULL), 0);
+        assert_int_equal(end_state(&ends[1], LISTENER, NULL), 0);
+    }
+    pthread_barrier_destroy(&together);
+    for (unsigned i = 0; i < 2; i++) {
+        end_close(&ends[i]);
+        kv_free(&kvs[i]);
+    }
+}
+
 // ---- llm_set_role ----
 
 static void
@@ -679,6 +743,7 @@ main(int argc, char **argv)
         KIT_TEST(test_a_link_that_runs_out_of_time),
         KIT_TEST(test_the_addresses_of_a_link),
         KIT_TEST(test_unlinking),
+        KIT_TEST(test_linking_each_other_at_once),
         KIT_TEST(test_set_role_needs_no_option),
         KIT_TEST(test_pulling_from_oneself),
         KIT_TEST(test_the_id_is_all_that_a_push_needs),
