@@ -92,7 +92,9 @@ struct lli_node {
     int reserve_fd; // closed when descriptors run out, so that a caller can be turned away
 
     _Atomic uint64_t next_transfer; // numbers transfers (transfer room)
-    struct lli_list copies;         // that this thread makes in portions (transfer room)
+    struct lli_list copies;         // that this thread makes in portions (transfer room), in turns
+    unsigned num_copies;            // in that list
+    struct lli_list copies_waiting; // until there are fewer
     struct lli_list started;        // by llm_start_*, not yet released; guarded by links_lock
     struct lli_list cuts;           // pushes of peers that were cut (transfer room)
     int transfer_fd;                // eventfd: a started transfer, or a lease, has ended

@@ -8,7 +8,8 @@
 #include "transport/mapped.h"
 
 struct lli_copy_job {
-    struct lli_list node; // in node->copies
+    struct lli_list node; // in node->copies, or waiting
+    bool has_turns;       // in the former
     struct lli_source_cache source;
     struct lli_mapped_copy copy;
     // The copy is over, the source is closed: LLM_SUCCESS, or what went wrong.

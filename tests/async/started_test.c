@@ -306,6 +306,34 @@ test_more_long_transfers_than_may_be_announced(void **state)
     run_long_side_by_side(true);
 }
 
+// On one host the thread that pulls must announce itself beside all those.
+static void
+test_a_pull_is_not_held_up_by_more_long_ones_than_may_be_announced(void **state)
+{
+    enum { MANY = 100 };
+    struct bed bed;
+    struct kv own;
+    uint64_t ids[MANY];
+    (void)state;
+    open_bed(&bed, 4, 1 << 17);
+    kv_open(&own, &bed.end, TENSORS, 4, 1 << 17);
+    kv_fill(source_of(&bed, false), SEED);
+    struct job job = whole(&bed, false);
+    job.repeat = 2000;
+    for (uint32_t i = 0; i < MANY; i++)
+        assert_ok(job_start(&job, &bed.end, &bed.own, &ids[i]));
+    job = whole(&bed, false);
+    job.repeat = 1;
+    for (uint32_t i = 0; i < 100; i++)
+        assert_ok(job_run(&job, &bed.end, &own));
+    for (uint32_t i = 0; i < MANY; i++)
+        assert_status(llm_transfer_poll(bed.end.dd, ids[i]), LLM_TRANSFER_PENDING);
+    for (uint32_t i = 0; i < MANY; i++)
+        assert_ok(llm_transfer_release(bed.end.dd, ids[i]));
+    close_bed(&bed);
+    kv_free(&own);
+}
+
 static void
 test_a_start_with_112000_blocks_returns_quickly(void **state)
 {
@@ -750,6 +778,7 @@ main(int argc, char **argv)
         KIT_TEST(test_arguments_are_not_kept),
         KIT_TEST(test_hundreds_of_transfers_on_one_link),
         KIT_TEST(test_more_long_transfers_than_may_be_announced),
+        KIT_TEST(test_a_pull_is_not_held_up_by_more_long_ones_than_may_be_announced),
         KIT_TEST(test_a_start_with_112000_blocks_returns_quickly),
         KIT_TEST(test_several_threads_wait_for_one_transfer),
         KIT_TEST(test_nothing_lands_after_a_cancelled_pull),
