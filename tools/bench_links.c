@@ -6,7 +6,7 @@
 #include <string.h>
 
 // Open files, of the one that links, and of the owners, who have an instance for each link.
-enum { DESCRIPTORS_HERE = 4, DESCRIPTORS_THERE = 14, DESCRIPTORS_ELSE = 64 };
+enum { DESCRIPTORS_HERE = 4, DESCRIPTORS_THERE = 18, DESCRIPTORS_ELSE = 64 };
 
 // Owners' processes, each with as many instances as it may open files for.
 enum { OWNERS_MAX = 64 };
