@@ -94,11 +94,14 @@ poll_events(struct thread *th, struct seat *seat)
     pthread_mutex_lock(&seat->events_lock);
     while (llm_poll_link_event(seat->dd, &info) == LLM_SUCCESS) {
         uint64_t peer = info.cluster_id - FIRST_CLUSTER;
-        if (WRONG_UNLESS(peer < SEATS_MAX && info.state >= LLM_LINK_READY &&
-                             info.state <= LLM_LINK_REMOVED,
+        if (WRONG_UNLESS(info.state >= LLM_LINK_READY && info.state <= LLM_LINK_REMOVED,
                          "an event of cluster %llu, state %u", (unsigned long long)info.cluster_id,
                          info.state))
             break;
+        // Another program's, which has got the port of a seat that is gone: version 2 links with whoever
+        // listens.
+        if (peer >= SEATS_MAX)
+            continue;
         WRONG_UNLESS(may_follow(seat->link_states[peer], info.state),
                      "cluster %llu: after state %u an event tells of state %u of cluster %llu: %s",
                      (unsigned long long)seat_cluster(seat->index), seat->link_states[peer],
@@ -115,8 +118,7 @@ look_inside(struct thread *th, struct seat *seat)
     uint64_t ids[SEATS_MAX];
     size_t num_ids;
     AT(th);
-    WRONG_UNLESS(llm_list_links(seat->dd, ids, SEATS_MAX, &num_ids) == LLM_SUCCESS &&
-                     num_ids <= SEATS_MAX,
+    WRONG_UNLESS(llm_list_links(seat->dd, ids, SEATS_MAX, &num_ids) == LLM_SUCCESS,
                  "the list of links");
     WRONG_UNLESS(llm_transfer_poll(seat->dd, roll(&th->dice, UINT64_MAX)) == LLM_PARAM_INVALID,
                  "a transfer that doesn't exist");
