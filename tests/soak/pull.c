@@ -103,9 +103,9 @@ take_what_has_arrived(struct job *job, uint64_t num_bytes)
         for (size_t i = 0; i < job->num_blocks; i++) {
             struct piece *piece = &arrived.pieces[t][job->dst_blocks[i]];
             position += piece->num_bytes;
-            // A list may name a block several times.
-            if (i < job->num_once)
-                piece->is_open = position > num_bytes;
+            // A list may name a block several times: as long as it will be written again it may hold
+            // anything, also what a copy that failed has brought.
+            piece->is_open = position > num_bytes;
             if (i + job->num_once >= job->num_blocks && position <= num_bytes)
                 job->content.pieces[t][job->dst_blocks[i]].name = 0;
         }

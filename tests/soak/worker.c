@@ -20,6 +20,9 @@ struct worker {
     struct thread threads[THREADS];
 };
 
+// Whoever looks at the list of descriptors has one more, which others must not count.
+static pthread_mutex_t descriptors_lock = PTHREAD_MUTEX_INITIALIZER;
+
 // ---- faults that a process does to itself ----
 
 // Cuts one of the TCP connections of this process, whichever.
@@ -30,6 +33,7 @@ cut_connection(struct thread *th)
     if (wanted == 0 ||
         !atomic_compare_exchange_strong(&th->worker->board->cuts_wanted, &wanted, wanted - 1))
         return;
+    pthread_mutex_lock(&descriptors_lock);
     DIR *directory = opendir("/proc/self/fd");
     int chosen = -1;
     uint64_t num_seen = 0;
@@ -45,6 +49,7 @@ cut_connection(struct thread *th)
     }
     if (directory != NULL)
         closedir(directory);
+    pthread_mutex_unlock(&descriptors_lock);
     // What has become of that descriptor meanwhile is cut all the same, or is no socket.
     if (chosen >= 0 && syscall(SYS_shutdown, chosen, SHUT_RDWR) == 0)
         count(COUNT_cuts, 1);
@@ -80,11 +85,13 @@ resident_kb(void)
 static void
 take_rest(struct worker *w)
 {
+    pthread_mutex_lock(&descriptors_lock);
     struct rest rest = {
         .rss_kb = resident_kb(),
         .descriptors = count_entries("/proc/self/fd") - 1, // of the directory itself
         .threads = count_entries("/proc/self/task"),
     };
+    pthread_mutex_unlock(&descriptors_lock);
     // At the end threads have gone already.
     if (atomic_load(&board->over))
         return;
