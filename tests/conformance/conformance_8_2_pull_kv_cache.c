@@ -80,6 +80,7 @@ COMMIT(size_beyond_remote, call->dst = call->bed->wide_on_decoder.cache; call->s
 COMMIT(stride_beyond_remote, call->dst = call->bed->wide_on_decoder.cache; call->size = -1;)
 COMMIT(remote_tensor, call->param = layers(TENSORS / 2, TENSORS / 2, 0, 0, 2);)
 COMMIT(remote_tensor_huge, call->param = layers(1 << 30, 1 << 30, 0, 0, 2);)
+COMMIT(remote_tensor_greatest, call->param = layers(INT32_MAX, INT32_MAX, 0, 0, 2);)
 COMMIT(remote_count_less, call->src.cache_id = call->bed->few_on_prompt.cache.cache_id;)
 COMMIT(remote_count_more, call->src.cache_id = call->bed->many_on_prompt.cache.cache_id;)
 
@@ -122,6 +123,7 @@ static const struct breach breaches[] = {
     {13, LLM_PARAM_INVALID, "remote stride", SIZE, stride_beyond_remote},
     {14, LLM_PARAM_INVALID, "remote tensor", RANGES, remote_tensor},
     {14, LLM_PARAM_INVALID, "remote tensor", RANGES, remote_tensor_huge},
+    {14, LLM_PARAM_INVALID, "remote tensor", RANGES, remote_tensor_greatest},
     {14, LLM_PARAM_INVALID, "remote tensor", RANGES | REMOTE, remote_count_less},
     {15, LLM_PARAM_INVALID, "tensors, the remote one 6", RANGES | REMOTE, remote_count_more},
 };

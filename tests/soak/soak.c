@@ -133,8 +133,8 @@ continue_worker(struct driver *driver, unsigned index)
     worker->stopped = false;
 }
 
-// Worker 0 is never killed: its memory is watched.  Under the thread sanitizer it isn't, whose own
-// mappings grow by a hundred a second, until there are as many as a process may have.
+// Worker 0 is never killed, so that its memory can be watched; but under the thread sanitizer it is, whose
+// own mappings grow by a hundred a second, until there are as many as a process may have.
 static const bool spares_worker_0 = !UNDER_TSAN;
 
 static void
