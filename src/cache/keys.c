@@ -6,10 +6,9 @@
 struct binding {
     struct lli_list in_bucket; // registry->keys
     struct lli_list in_cache;  // cache->keys
-    struct lli_key key;
+    struct lli_key key;        // with its stamp
     struct lli_cache *cache;
     uint64_t slot;
-    uint32_t key_entry; // in the segment
     uint32_t num_taken; // tensors
     uint8_t taken[];    // a byte per tensor
 };
@@ -20,19 +19,13 @@ bucket_of(struct lli_registry *registry, const struct lli_key *key)
     return &registry->keys[lli_key_hash(key) % LLI_NUM_KEY_BUCKETS];
 }
 
-static uint64_t
-stamp_of(const struct lli_registry *registry, const struct binding *binding)
-{
-    return LLI_LOAD(registry->segment->layout->keys[binding->key_entry].stamp);
-}
-
 static struct binding *
 find_locked(struct lli_registry *registry, const struct lli_key *key)
 {
     LLI_LIST_FOR(node, bucket_of(registry, key)) {
         struct binding *binding = LLI_LIST_ENTRY(node, struct binding, in_bucket);
         if (lli_key_equal(&binding->key, key))
-            return key->stamp == 0 || key->stamp == stamp_of(registry, binding) ? binding : NULL;
+            return key->stamp == 0 || key->stamp == binding->key.stamp ? binding : NULL;
     }
     return NULL;
 }
@@ -41,7 +34,7 @@ find_locked(struct lli_registry *registry, const struct lli_key *key)
 static void
 erase_locked(struct lli_registry *registry, struct binding *binding)
 {
-    lli_names_erase_key(registry->segment, binding->key_entry);
+    lli_names_erase_key(registry->segment, &binding->key);
     lli_list_remove(&binding->in_bucket);
     lli_list_remove(&binding->in_cache);
     lli_free(binding);
@@ -90,7 +83,7 @@ bind_one_locked(struct lli_registry *registry, struct lli_cache *cache, const st
     binding->cache = cache;
     binding->slot = slot;
     if (!lli_names_put_key(registry->segment, key, cache->entry, cache->generation, slot,
-                           &binding->key_entry)) {
+                           &binding->key.stamp)) {
         lli_free(binding);
         return LLM_OUT_OF_MEMORY;
     }
@@ -148,8 +141,8 @@ bind_locked(struct lli_registry *registry, int64_t cache_id, const struct lli_ke
             unbind_locked(registry, cache, num_bound);
             return lli_fail(
                 LLM_OUT_OF_MEMORY, "cache",
-                "no room for keys[%zu] of %zu: the host is out of memory, or near the most "
-                "of %d keys in all",
+                "no room for keys[%zu] of %zu: the host is out of memory, or there are the %d keys "
+                "that an instance may have",
                 i, num_keys, LLI_NUM_KEY_ENTRIES);
         }
         num_bound++;
@@ -199,7 +192,7 @@ lli_keys_stamp(struct lli_registry *registry, const struct lli_key *key)
 {
     pthread_mutex_lock(&registry->lock);
     const struct binding *binding = find_locked(registry, key);
-    uint64_t stamp = binding == NULL ? 0 : stamp_of(registry, binding);
+    uint64_t stamp = binding == NULL ? 0 : binding->key.stamp;
     pthread_mutex_unlock(&registry->lock);
     return stamp;
 }

@@ -36,10 +36,11 @@ lli_lease_range_holds(const struct lli_lease_range *range, uint64_t first_slot, 
 }
 
 // The owner's side; the caller serialises all of it.
-// False when there is no room near the key's place.
+// False when there are LLI_NUM_KEY_ENTRIES keys.  The stamp is the binding's from now on.
 bool lli_names_put_key(struct lli_segment *segment, const struct lli_key *key, uint32_t entry,
-                       uint64_t generation, uint64_t slot, uint32_t *ret_key_entry);
-void lli_names_erase_key(struct lli_segment *segment, uint32_t key_entry);
+                       uint64_t generation, uint64_t slot, uint64_t *ret_stamp);
+// That of key->stamp.
+void lli_names_erase_key(struct lli_segment *segment, const struct lli_key *key);
 // Takes one of the next generations for the lease.  False when there is no room.
 bool lli_names_put_lease(struct lli_segment *segment, const struct lli_lease_range *range,
                          uint64_t *ret_lease, uint32_t *ret_lease_entry);

@@ -60,14 +60,21 @@ request_key(uint64_t id)
     return (struct lli_key){.kind = LLM_KEY_REQUEST, .id = id};
 }
 
-static uint32_t
-must_put(const struct lli_key *key, const struct published *cache, uint64_t slot)
+static void
+must_put(struct lli_key *key, const struct published *cache, uint64_t slot)
 {
-    uint32_t key_entry = UINT32_MAX;
     assert_true(
-        lli_names_put_key(&segment, key, cache->entry, cache->generation, slot, &key_entry));
-    assert_true(key_entry < LLI_NUM_KEY_ENTRIES);
-    return key_entry;
+        lli_names_put_key(&segment, key, cache->entry, cache->generation, slot, &key->stamp));
+}
+
+// Where the key is; LLI_NUM_KEY_ENTRIES if it is nowhere.
+static uint32_t
+place_of(const struct lli_key *key)
+{
+    uint32_t place = 0;
+    while (place < LLI_NUM_KEY_ENTRIES && LLI_LOAD(peer_view->keys[place].stamp) != key->stamp)
+        place++;
+    return place;
 }
 
 static bool
@@ -96,13 +103,13 @@ test_a_key_leads_to_its_slot_until_it_is_erased(void **state)
     struct lli_key key = request_key(17);
     (void)state;
     assert_false(is_there(&key));
-    uint32_t entry = must_put(&key, &cache, 2);
+    must_put(&key, &cache, 2);
     assert_true(leads_to(&key, 3, 2));
-    lli_names_erase_key(&segment, entry);
+    lli_names_erase_key(&segment, &key);
     assert_false(is_there(&key));
-    entry = must_put(&key, &cache, 1);
+    must_put(&key, &cache, 1);
     assert_true(leads_to(&key, 3, 1));
-    lli_names_erase_key(&segment, entry);
+    lli_names_erase_key(&segment, &key);
 }
 
 static void
@@ -184,48 +191,80 @@ test_colliding_keys_are_told_apart_also_round_the_end(void **state)
     static const uint32_t places[] = {77, LLI_NUM_KEY_ENTRIES - 2};
     struct published cache = publish(3);
     struct lli_key keys[NUM_KEYS];
-    uint32_t entries[NUM_KEYS];
     (void)state;
     for (size_t i = 0; i < LLI_COUNT(places); i++) {
         find_colliding(places[i], keys, NUM_KEYS);
         for (uint32_t k = 0; k < NUM_KEYS; k++) {
-            entries[k] = must_put(&keys[k], &cache, k);
-            assert_int_equal(entries[k], (places[i] + k) % LLI_NUM_KEY_ENTRIES);
+            must_put(&keys[k], &cache, k);
+            assert_int_equal(place_of(&keys[k]), (places[i] + k) % LLI_NUM_KEY_ENTRIES);
         }
         // A gap in the row hides nobody behind it.
-        lli_names_erase_key(&segment, entries[1]);
+        lli_names_erase_key(&segment, &keys[1]);
         assert_false(is_there(&keys[1]));
         for (uint32_t k = 0; k < NUM_KEYS; k++)
             assert_int_equal(leads_to(&keys[k], 3, k), k != 1);
         for (uint32_t k = 0; k < NUM_KEYS; k++) {
             if (k != 1)
-                lli_names_erase_key(&segment, entries[k]);
+                lli_names_erase_key(&segment, &keys[k]);
         }
     }
+}
+
+// As readers look that know nothing of farther places.
+static bool
+is_near(const struct lli_key *key)
+{
+    uint64_t home = lli_key_hash(key);
+    uint32_t probe = 0;
+    while (probe < LLI_KEY_PROBES &&
+           LLI_LOAD(peer_view->keys[(home + probe) % LLI_NUM_KEY_ENTRIES].stamp) != key->stamp)
+        probe++;
+    return probe < LLI_KEY_PROBES;
 }
 
 static void
 test_the_table_of_keys_takes_what_it_promises(void **state)
 {
     struct published cache = publish(3);
-    uint64_t num_put = 0;
-    uint32_t entry;
+    struct lli_key *keys = unit_alloc(LLI_NUM_KEY_ENTRIES * sizeof(*keys));
+    uint64_t num_near = 0;
     (void)state;
-    // Half full at least.
-    for (struct lli_key key = request_key(0); num_put < LLI_NUM_KEY_ENTRIES / 2;
-         key.id++, num_put++)
-        assert_true(
-            lli_names_put_key(&segment, &key, cache.entry, cache.generation, key.id, &entry));
-    // And when it is full it says so.
-    struct lli_key key = request_key(num_put);
-    while (lli_names_put_key(&segment, &key, cache.entry, cache.generation, key.id, &entry))
-        key.id++;
-    assert_true(key.id <= LLI_NUM_KEY_ENTRIES);
-    for (uint64_t id = 0; id < key.id; id += 997) {
-        struct lli_key some = request_key(id);
-        assert_true(leads_to(&some, 3, id));
+    for (uint64_t i = 0; i < LLI_NUM_KEY_ENTRIES; i++) {
+        keys[i] = request_key(i);
+        must_put(&keys[i], &cache, i);
+        if (LLI_LOAD(peer_view->header.key_probes) == 0)
+            num_near = i + 1;
     }
-    assert_false(is_there(&key));
+    struct lli_key one_more = request_key(LLI_NUM_KEY_ENTRIES);
+    assert_false(
+        lli_names_put_key(&segment, &one_more, cache.entry, cache.generation, 0, &one_more.stamp));
+    for (uint64_t i = 0; i < LLI_NUM_KEY_ENTRIES; i++)
+        assert_true(leads_to(&keys[i], 3, i));
+    assert_false(is_there(&one_more));
+    // All the same after a change of the last moment.
+    lli_names_erase_key(&segment, &keys[77]);
+    assert_false(is_there(&keys[77]));
+    must_put(&one_more, &cache, 4);
+    assert_true(leads_to(&one_more, 3, 4));
+    // Readers of old find everything while one place in eight is free.
+    assert_true(num_near > LLI_NUM_KEY_ENTRIES / 8 * 7);
+    free(keys);
+}
+
+static void
+test_keys_stay_near_their_places_until_the_table_is_nearly_full(void **state)
+{
+    enum { NUM_KEYS = LLI_NUM_KEY_ENTRIES / 8 * 7 };
+    struct published cache = publish(3);
+    struct lli_key *keys = unit_alloc(NUM_KEYS * sizeof(*keys));
+    (void)state;
+    for (uint64_t i = 0; i < NUM_KEYS; i++) {
+        keys[i] = request_key(i);
+        must_put(&keys[i], &cache, i);
+    }
+    for (uint64_t i = 0; i < NUM_KEYS; i++)
+        assert_true(is_near(&keys[i]));
+    free(keys);
 }
 
 // ---- leases ----
@@ -395,11 +434,55 @@ test_whoever_looks_during_a_change_finds_all_or_nothing(void **state)
     for (uint64_t i = 0;
          (i < CHURN_ROUNDS || atomic_load(&num_found) == 0) && lli_now_ns() < deadline; i++) {
         uint64_t at = i % CHURN_CACHES;
-        uint32_t entry = must_put(&key, &churned[at], at + 1);
-        lli_names_erase_key(&segment, entry);
+        must_put(&key, &churned[at], at + 1);
+        lli_names_erase_key(&segment, &key);
         // The same entry for another key in between.
-        entry = must_put(&other, &churned[at], 0);
-        lli_names_erase_key(&segment, entry);
+        must_put(&other, &churned[at], 0);
+        lli_names_erase_key(&segment, &other);
+    }
+    atomic_store(&over, true);
+    pthread_join(thread, NULL);
+    assert_int_equal(atomic_load(&num_wrong), 0);
+    assert_true(atomic_load(&num_found) > 0);
+}
+
+enum { CROWD_KEYS = LLI_NUM_KEY_ENTRIES / 16 * 15, CROWD_ROUNDS = 100000 };
+
+// Keys that all stay bound.
+static void *
+look_in_a_crowd(void *arg)
+{
+    (void)arg;
+    for (uint64_t i = 0; !atomic_load(&over); i += 7919) {
+        struct lli_key key = request_key(i % CROWD_KEYS);
+        if (is_there(&key))
+            atomic_fetch_add(&num_found, 1);
+        else
+            atomic_fetch_add(&num_wrong, 1);
+    }
+    return NULL;
+}
+
+static void
+test_keys_that_make_room_for_others_are_found_all_the_time(void **state)
+{
+    struct published cache = publish(3);
+    pthread_t thread;
+    (void)state;
+    for (uint64_t i = 0; i < CROWD_KEYS; i++) {
+        struct lli_key key = request_key(i);
+        must_put(&key, &cache, i);
+    }
+    atomic_store(&over, false);
+    atomic_store(&num_found, 0);
+    atomic_store(&num_wrong, 0);
+    assert_int_equal(pthread_create(&thread, NULL, look_in_a_crowd, NULL), 0);
+    uint64_t deadline = lli_deadline_after_ms(UNIT_PATIENCE_MS);
+    for (uint64_t i = 0;
+         (i < CROWD_ROUNDS || atomic_load(&num_found) == 0) && lli_now_ns() < deadline; i++) {
+        struct lli_key key = request_key(CROWD_KEYS + i);
+        must_put(&key, &cache, 0);
+        lli_names_erase_key(&segment, &key);
     }
     atomic_store(&over, true);
     pthread_join(thread, NULL);
@@ -419,6 +502,8 @@ main(void)
         TEST(test_an_unnamed_cache_has_keys_but_no_id),
         TEST(test_colliding_keys_are_told_apart_also_round_the_end),
         TEST(test_the_table_of_keys_takes_what_it_promises),
+        TEST(test_keys_stay_near_their_places_until_the_table_is_nearly_full),
+        TEST(test_keys_that_make_room_for_others_are_found_all_the_time),
         TEST(test_a_lease_lives_is_ending_and_ends),
         TEST(test_leases_and_caches_never_share_a_generation),
         TEST(test_a_row_of_old_leases_is_in_nobodys_way),

@@ -118,10 +118,18 @@ enter_locked(struct lli_registry *registry, struct lli_cache *cache)
     registry->num_caches++;
 }
 
+static int64_t
+take_id_locked(struct lli_registry *registry)
+{
+    int64_t id = lli_segment_next_id(registry->segment, registry->next_id);
+    registry->next_id = id + 1;
+    return id;
+}
+
 static llm_status
 allocate_locked(struct lli_registry *registry, struct lli_cache *cache)
 {
-    cache->id = registry->next_id++;
+    cache->id = take_id_locked(registry);
     LLI_TRY(alloc_tensors_locked(registry, cache));
     if (!lli_segment_publish(registry->segment, cache->id, &cache->geometry, cache->num_devices, 0,
                              cache->offsets, &cache->entry, &cache->generation)) {
@@ -261,7 +269,7 @@ lli_registry_register(struct lli_registry *registry, const struct lli_geometry *
 
     lli_registry_collect(registry);
     pthread_mutex_lock(&registry->lock);
-    cache->id = registry->next_id++;
+    cache->id = take_id_locked(registry);
     bool published =
         lli_segment_publish(registry->segment, cache->id, geometry, 1, LLI_ENTRY_REGISTERED,
                             addresses, &cache->entry, &cache->generation);

@@ -325,6 +325,38 @@ test_many_caches_of_one_bucket_are_told_apart(void **state)
     }
 }
 
+// What a server does: caches of its own that stay, and one for each request.
+static void
+test_ids_go_round_the_directory_past_caches_that_stay(void **state)
+{
+    enum { NUM_STAYING = 200, ROUNDS = 10 };
+    uint8_t memory[64];
+    uint64_t addresses[3] = {(uintptr_t)memory, (uintptr_t)memory, (uintptr_t)memory};
+    struct lli_geometry small = geometry;
+    int64_t staying[NUM_STAYING];
+    int64_t last = 0;
+    (void)state;
+    small.num_slots = 1;
+    small.stride = small.tensor_bytes = sizeof(memory);
+    for (int i = 0; i < NUM_STAYING; i++)
+        assert_true(lli_registry_register(&registry, &small, addresses, &staying[i]) ==
+                    LLM_SUCCESS);
+    for (int64_t i = 0; i < (int64_t)ROUNDS * LLI_NUM_ENTRIES; i++) {
+        int64_t id = 0;
+        assert_true(lli_registry_register(&registry, &small, addresses, &id) == LLM_SUCCESS);
+        assert_true(id > last);
+        last = id;
+        if (i % 97 == 0)
+            assert_true(generation_of(id) != 0);
+        lli_registry_unregister(&registry, id);
+    }
+    assert_true(last > (int64_t)ROUNDS * LLI_NUM_ENTRIES);
+    for (int i = 0; i < NUM_STAYING; i++) {
+        assert_true(generation_of(staying[i]) != 0);
+        lli_registry_unregister(&registry, staying[i]);
+    }
+}
+
 static void
 test_closing_frees_what_is_live_and_what_is_read(void **state)
 {
@@ -468,6 +500,8 @@ main(void)
         cmocka_unit_test_setup_teardown(test_a_reference_is_never_lost_to_impatience,
                                         setup_impatient, teardown),
         TEST(test_many_caches_of_one_bucket_are_told_apart),
+        cmocka_unit_test_setup_teardown(test_ids_go_round_the_directory_past_caches_that_stay,
+                                        setup_one_device, teardown),
         TEST(test_closing_frees_what_is_live_and_what_is_read),
         cmocka_unit_test_setup_teardown(test_registered_memory_is_published_as_it_is,
                                         setup_one_device, teardown),

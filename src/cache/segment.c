@@ -89,18 +89,32 @@ lli_segment_close(struct lli_segment *segment)
     memset(segment, 0, sizeof(*segment));
 }
 
+// The first free entry from the id's place on, so many places behind it; LLI_NUM_ENTRIES: none is.
+static uint32_t
+free_entry_distance(const struct lli_segment *segment, int64_t cache_id)
+{
+    uint32_t distance = 0;
+    while (distance < LLI_NUM_ENTRIES &&
+           LLI_LOAD(segment->layout->entries[((uint64_t)cache_id + distance) % LLI_NUM_ENTRIES]
+                        .generation) != 0)
+        distance++;
+    return distance;
+}
+
+// Ids count up for ever, and come by the places of caches that live long, which may be many in a row.
+int64_t
+lli_segment_next_id(const struct lli_segment *segment, int64_t id)
+{
+    uint32_t distance = free_entry_distance(segment, id);
+    return distance < LLI_ENTRY_PROBES || distance == LLI_NUM_ENTRIES ? id : id + distance;
+}
+
 static struct lli_entry *
 find_free_entry(struct lli_segment *segment, int64_t cache_id, uint32_t *ret_index)
 {
-    for (uint32_t probe = 0; probe < LLI_ENTRY_PROBES; probe++) {
-        uint32_t index = (uint32_t)((uint64_t)cache_id + probe) % LLI_NUM_ENTRIES;
-        struct lli_entry *entry = &segment->layout->entries[index];
-        if (atomic_load_explicit(&entry->generation, memory_order_relaxed) == 0) {
-            *ret_index = index;
-            return entry;
-        }
-    }
-    return NULL;
+    uint32_t distance = free_entry_distance(segment, cache_id);
+    *ret_index = (uint32_t)((uint64_t)cache_id + distance) % LLI_NUM_ENTRIES;
+    return distance < LLI_ENTRY_PROBES ? &segment->layout->entries[*ret_index] : NULL;
 }
 
 bool

@@ -34,10 +34,11 @@
 
 enum {
     LLI_NUM_READER_SLOTS = 64,
-    LLI_NUM_ENTRIES = 65536,     // a power of two: caches at a time
-    LLI_ENTRY_PROBES = 64,       // an id is found within so many entries
-    LLI_NUM_ADDRESSES = 8 << 20, // tensors of all caches
-    LLI_NUM_KEY_ENTRIES = 131072,
+    LLI_NUM_ENTRIES = 65536,      // a power of two: caches at a time
+    LLI_ENTRY_PROBES = 64,        // an id is found within so many entries
+    LLI_NUM_ADDRESSES = 8 << 20,  // tensors of all caches
+    LLI_NUM_KEY_ENTRIES = 131072, // a power of two
+    LLI_KEY_PROBES = 64,          // a key is found within so many, or header.key_probes
     LLI_NUM_LEASE_ENTRIES = 65536,
 };
 
@@ -100,7 +101,8 @@ struct lli_segment_header {
     uint64_t cluster_id;
     uint64_t bytes;
     uint64_t own_address; // of this header in the owner's process: proves who can be read there
-    uint64_t reserved_words[2];
+    _Atomic uint64_t key_probes; // how far from its place a key may be; 0: LLI_KEY_PROBES
+    uint64_t reserved_word;
     struct lli_reader_slot readers[LLI_NUM_READER_SLOTS];
     uint8_t reserved[4096 - 64 - 32 * LLI_NUM_READER_SLOTS];
 };
@@ -126,6 +128,7 @@ struct lli_segment {
     struct lli_segment_layout *layout;
     uint64_t next_generation;            // guarded by the registry's lock
     uint64_t next_stamp;                 // of keys; likewise
+    size_t num_keys;                     // likewise
     struct lli_extents addresses;        // likewise
     _Atomic uint64_t reader_slots_taken; // a bit per slot
     struct lli_segment *next_open;       // in the list of this process
@@ -136,8 +139,10 @@ llm_status lli_segment_open(struct lli_segment *segment, uint64_t cluster_id, ui
 // Readers that still map it find every cache gone.
 void lli_segment_close(struct lli_segment *segment);
 
-// Publishes a cache; `addresses` are geometry->num_tensors * num_devices.  False when the directory
-// is full.  The caller serialises publish, retire and erase.
+// The first id from `id` on that has room in the directory; `id` itself if none has.
+int64_t lli_segment_next_id(const struct lli_segment *segment, int64_t id);
+// Publishes a cache; `addresses` are geometry->num_tensors * num_devices.  False when there is no room
+// for that id, or for so many addresses.  The caller serialises publish, retire and erase.
 bool lli_segment_publish(struct lli_segment *segment, int64_t cache_id,
                          const struct lli_geometry *geometry, size_t num_devices, uint64_t flags,
                          const uint64_t *addresses, uint32_t *ret_entry, uint64_t *ret_generation);

@@ -226,6 +226,27 @@ test_a_full_directory_refuses_and_takes_again(void **state)
 }
 
 static void
+test_the_next_id_is_the_first_that_has_room(void **state)
+{
+    enum { ROW = 200 };
+    const int64_t around = LLI_NUM_ENTRIES;
+    uint32_t entry;
+    uint64_t generation;
+    (void)state;
+    assert_true(lli_segment_next_id(&segment, 1) == 1);
+    for (int64_t id = 1; id <= ROW; id++)
+        must_publish(id);
+    // Near the end of the row there is room within reach.
+    assert_true(lli_segment_next_id(&segment, around + ROW) == around + ROW);
+    assert_true(publish(around + ROW, &entry, &generation));
+    // Far from it none is: the next id is that of the first free place, here the one behind.
+    assert_false(publish(around + 1, &entry, &generation));
+    assert_true(lli_segment_next_id(&segment, around + 1) == around + ROW + 2);
+    assert_true(publish(around + ROW + 2, &entry, &generation));
+    assert_true(is_there(around + ROW + 2) && is_there(around + ROW));
+}
+
+static void
 test_addresses_run_out_and_come_back(void **state)
 {
     struct lli_geometry wide = geometry;
@@ -430,6 +451,7 @@ main(void)
         TEST(test_colliding_ids_are_all_found_until_the_probes_end),
         TEST(test_probing_goes_round_the_end),
         TEST(test_a_full_directory_refuses_and_takes_again),
+        TEST(test_the_next_id_is_the_first_that_has_room),
         TEST(test_addresses_run_out_and_come_back),
         TEST(test_a_reader_is_seen_from_enter_to_leave),
         TEST(test_two_readers_of_one_cache_are_counted_apart),
