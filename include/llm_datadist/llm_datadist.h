@@ -15,7 +15,9 @@
  * a C++ program needs daily.  § are sections of the LLM-DataDist C++ API, version 1, behavioural
  * specification.
  *
- * Link with libllm_datadist.so (-lllm_datadist; also found under its old name, -lllm_engine).
+ * Link with libllm_datadist.so (-lllm_datadist).  Sources that include ge/, graph/ or external/ headers,
+ * or build lines that say -lllm_engine, add what `pkg-config --cflags --libs llm-datadist-compat` prints,
+ * or the CMake target LlmDatadist::llm_datadist_compat: an installed CANN toolkit has those names too.
  *
  * A translation unit can include this header or llm_datadist_c.h, not both, since `llm_datadist` is
  * a namespace here and a type there.  A program may use both in different source files.
@@ -228,12 +230,14 @@ struct Cache {
     uint8_t reserved[128] = {0};
 };
 
+constexpr uint8_t kDefaultTensorNumPerLayer = 2U; /* K and V */
+
 /* Which layers a transfer moves: inclusive ranges, {-1, -1} = all.  A layer is tensor_num_per_layer
- * consecutive tensors (2: K and V). */
+ * consecutive tensors. */
 struct KvCacheExtParam {
     std::pair<int32_t, int32_t> src_layer_range = {-1, -1};
     std::pair<int32_t, int32_t> dst_layer_range = {-1, -1};
-    uint8_t tensor_num_per_layer = 2U;
+    uint8_t tensor_num_per_layer = kDefaultTensorNumPerLayer;
     uint8_t reserved[127] = {0};
 };
 

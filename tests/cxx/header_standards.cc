@@ -7,14 +7,20 @@
 #include "llm_datadist/llm_datadist.h"
 
 /* The include lines of existing programs. */
+#include "external/ge_common/api_error_codes.h"
 #include "external/ge_common/ge_api_error_codes.h"
 #include "external/ge_common/ge_api_types.h"
 #include "external/graph/ascend_string.h"
 #include "external/graph/types.h"
 #include "ge/ge_api_error_codes.h"
 #include "ge/ge_api_types.h"
+#include "ge_common/api_error_codes.h"
+#include "ge_common/ge_api_error_codes.h"
+#include "ge_common/ge_api_types.h"
 #include "graph/ascend_string.h"
 #include "graph/types.h"
+#include "llm_datadist/llm_engine_types.h"
+#include "llm_datadist/llm_error_codes.h"
 
 #include <set>
 #include <string>
@@ -48,6 +54,11 @@ llm_pull_kv_blocks(llm_cache cache)
 using namespace ge;
 using namespace llm_datadist;
 
+/* As programs do that bring their own list of codes. */
+namespace mine {
+GE_ERRORNO_DEFINE(1, 1, 0, 8, 11, NOT_YET_LINK, 7);
+}
+
 static void
 ConstantsAreThere()
 {
@@ -56,6 +67,22 @@ ConstantsAreThere()
     static_assert(std::is_same<Status, uint32_t>::value, "Status of both namespaces");
     static_assert(DT_UNDEFINED == 28 && ge::DT_MAX == 43, "");
     static_assert(std::is_same<decltype(llm_datadist::DT_BF16), ge::DataType>::value, "");
+    static_assert(kDefaultTensorNumPerLayer == 2, "");
+    static_assert(std::is_same<decltype(kDefaultTensorNumPerLayer), const uint8_t>::value, "");
+
+    /* Both namespaces are open, and each code is one. */
+    static_assert(ge::LLM_NOT_YET_LINK == LLM_NOT_YET_LINK, "");
+    static_assert(mine::NOT_YET_LINK == LLM_NOT_YET_LINK, "");
+    static_assert(ge::LLM_WAIT_PROC_TIMEOUT == 0x5010B001 && ge::LLM_OUT_OF_MEMORY == 0x5010B01C,
+                  "");
+    static_assert(LLM_CACHE_INCOMPATIBLE == 0x5010B014 && LLM_CACHE_ID_ALREADY_EXIST == 0x5010B017,
+                  "");
+    static_assert(END_OF_SEQUENCE == 1343225863, "");
+    CHECK(AscendString(llm::LLM_OPTION_SYNC_KV_CACHE_WAIT_TIME) == OPTION_SYNC_CACHE_WAIT_TIME);
+    CHECK(AscendString(llm::LLM_OPTION_ENABLE_SWITCH_ROLE) == OPTION_ENABLE_SET_ROLE);
+    CHECK(AscendString(llm::LLM_OPTION_BUF_POOL_CFG) == OPTION_BUF_POOL_CFG);
+    CHECK(std::string(llm::kPrompt) == "Prompt" && std::string(llm::kDecoder) == "Decoder");
+
     const Status status = SUCCESS;
     CHECK_EQ(status, LLM_SUCCESS);
     CHECK_EQ(llm_create() + llm_pull_kv_blocks(llm_cache{1}), 12346);

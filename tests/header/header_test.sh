@@ -19,6 +19,13 @@ compile() {
     echo "$1 -std=$3: $4"
 }
 
+# Headers of C++ alone: those beside llm_datadist.h, and the old include lines, where one opts in.
+for header in llm_error_codes.h llm_engine_types.h $(cd "$include/llm_datadist" &&
+    find ../llm-datadist-compat -name '*.h'); do
+    for compiler in g++ clang++; do
+        compile $compiler c++ c++11 "$header"
+    done
+done
 for header in llm_datadist_c.h llm_datadist.h; do
     for compiler in gcc clang; do
         for standard in c99 c11 c17; do

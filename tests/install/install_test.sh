@@ -19,7 +19,7 @@ export PKG_CONFIG_PATH="$libdir/pkgconfig"
 
 cd "$work"
 python3 "$here/../readme_block.py" "$here/../../README.md" handover.c >handover.c
-cp "$here/CMakeLists.txt" "$here/link.cc" .
+cp "$here/CMakeLists.txt" "$here/link.cc" "$here/old_lines.cc" .
 
 echo "== pkg-config"
 warnings="-Wall -Wextra -Wpedantic -Werror"
@@ -29,6 +29,21 @@ LD_LIBRARY_PATH=$libdir ./handover
 # shellcheck disable=SC2046,SC2086
 ${CXX:-c++} -std=c++11 $warnings -o link link.cc $(pkg-config --cflags --libs llm-datadist-cxx)
 LD_LIBRARY_PATH=$libdir ./link
+# shellcheck disable=SC2046,SC2086
+${CXX:-c++} -std=c++11 $warnings -o old_lines old_lines.cc \
+    $(pkg-config --cflags --libs llm-datadist-compat) -lllm_engine
+LD_LIBRARY_PATH=$libdir ./old_lines
+
+echo "== a CANN toolkit's names stay its own, unless the program asks for ours"
+mkdir -p toolkit/graph
+echo '#define FROM_THE_TOOLKIT' >toolkit/graph/types.h
+printf '#include "llm_datadist/llm_datadist.h"\n#include "graph/types.h"\n' >toolkit.cc
+# shellcheck disable=SC2046
+${CXX:-c++} -E -dM toolkit.cc $(pkg-config --cflags llm-datadist-cxx) -Itoolkit | grep -q FROM_THE_TOOLKIT
+[ ! -e "$libdir/libllm_engine.so" ]
+LD_LIBRARY_PATH=$libdir/llm-datadist-compat python3 -c '
+import ctypes
+ctypes.CDLL("libllm_engine.so")'
 
 echo "== find_package"
 cmake -S . -B consumer -DCMAKE_PREFIX_PATH="$prefix" >consumer.log || {
@@ -41,6 +56,7 @@ cmake --build consumer >>consumer.log || {
 }
 consumer/handover
 consumer/link
+consumer/old_lines
 
 echo "== the command, which finds its library"
 "$prefix/bin/llm-datadist" --version

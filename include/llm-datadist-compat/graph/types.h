@@ -1,12 +1,12 @@
 /*
- * external/graph/types.h - an include line of existing programs.
+ * graph/types.h - an include line of existing programs.
  *
  * Copyright the llm-datadist authors.  SPDX-License-Identifier: Apache-2.0
  *
  * Only for sources that say so; ge::DataType is in llm_datadist/ge_types.h.
  */
-#ifndef LLM_DATADIST_FORWARD_EXTERNAL_GRAPH_TYPES_H
-#define LLM_DATADIST_FORWARD_EXTERNAL_GRAPH_TYPES_H
+#ifndef LLM_DATADIST_FORWARD_GRAPH_TYPES_H
+#define LLM_DATADIST_FORWARD_GRAPH_TYPES_H
 
 #include "../../llm_datadist/ge_types.h"
 

@@ -8,6 +8,6 @@
 #ifndef LLM_DATADIST_FORWARD_GE_GE_API_TYPES_H
 #define LLM_DATADIST_FORWARD_GE_GE_API_TYPES_H
 
-#include "../llm_datadist/ge_types.h"
+#include "../../llm_datadist/ge_types.h"
 
 #endif

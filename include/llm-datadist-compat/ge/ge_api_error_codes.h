@@ -3,11 +3,11 @@
  *
  * Copyright the llm-datadist authors.  SPDX-License-Identifier: Apache-2.0
  *
- * Only for sources that say so; ge::Status is in llm_datadist/ge_types.h.
+ * Only for sources that say so; the codes of ge are in ge_common/api_error_codes.h.
  */
 #ifndef LLM_DATADIST_FORWARD_GE_GE_API_ERROR_CODES_H
 #define LLM_DATADIST_FORWARD_GE_GE_API_ERROR_CODES_H
 
-#include "../llm_datadist/ge_types.h"
+#include "../ge_common/api_error_codes.h"
 
 #endif
