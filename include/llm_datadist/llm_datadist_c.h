@@ -519,12 +519,13 @@ LLM_API llm_status llm_unlink_clusters(llm_datadist *dd, const llm_cluster_info 
  * 6. Transfers (§8)
  *
  * The local side is named by cache_id alone, the remote side by an llm_cache_index.  Calls on one
- * link may run side by side.  A transfer has no effect beyond the slots it names; after an error
- * their contents are undefined.
+ * link may run side by side, however many: the peer is asked for 960 at a time, the others wait for
+ * their turn in the order of their calls.  A transfer has no effect beyond the slots it names; after an
+ * error their contents are undefined.
  *
  * Beside what the calls below list, each may return LLM_CACHE_STALE (if a generation or progress was
  * given), LLM_CHECKSUM_MISMATCH (LLM_OPTION_CHECKSUM), LLM_TRANSFER_CANCELLED (`interrupted`),
- * LLM_LINK_BUSY (the peer serves 1024 transfers of this link already) and LLM_OUT_OF_MEMORY.  On a link
+ * LLM_LINK_BUSY (a peer of another make, that serves fewer at a time) and LLM_OUT_OF_MEMORY.  On a link
  * that is broken: LLM_WAIT_PROC_TIMEOUT if the peer fell silent, else LLM_FAILED.  In version 2
  * LLM_TIMEOUT stands for LLM_WAIT_PROC_TIMEOUT, the roles that are named restrict nobody, and an
  * instance's own cluster id is LLM_PARAM_INVALID in a pull.

@@ -11,9 +11,10 @@
 
 enum {
     // A peer that asks and doesn't read its answers is no longer read either.  Requests of our own
-    // don't count: two large ones that cross would wait for each other.
+    // don't count: two ends that ask a lot of each other at once would wait for each other.  An end
+    // that asks no more than LLI_SERVES_PER_LINK_MAX (serve.h) at a time never comes here: their
+    // answers are shorter.
     OUT_BYTES_MAX = 1 << 20,
-    ANSWER_BYTES_MAX = 4096,
     // Then the others get their turn.
     MESSAGES_PER_EVENT = 64,
 };
@@ -25,6 +26,22 @@ struct out_message {
     bool is_answer; // counts in conn->out_bytes
     uint8_t data[];
 };
+
+static bool
+is_answer(enum lli_message_type type)
+{
+    switch (type) {
+    case LLI_RESULT:
+    case LLI_ANSWER:
+    case LLI_CANCELLED:
+    case LLI_UNLINK_REPLY:
+    case LLI_PING:
+    case LLI_PUSH_ACCEPTED:
+        return true;
+    default:
+        return false;
+    }
+}
 
 static void
 free_conn(struct lli_source *source)
@@ -128,7 +145,7 @@ lli_conn_send(struct lli_conn *conn, enum lli_message_type type, uint64_t transf
     message->bytes = bytes;
     message->sent = 0;
     lli_list_append(&conn->out, &message->node);
-    message->is_answer = bytes <= ANSWER_BYTES_MAX;
+    message->is_answer = is_answer(type);
     if (message->is_answer)
         conn->out_bytes += bytes;
     flush(conn);

@@ -64,6 +64,7 @@ lli_link_new(struct lli_node *node, const struct lli_identity *peer)
     lli_list_init(&link->in_table);
     lli_list_init(&link->events);
     lli_list_init(&link->transfers);
+    lli_list_init(&link->waiting);
     lli_list_init(&link->serves);
     lli_list_init(&link->asks);
     lli_stream_init(&link->stream, node->lanes, link, on_stream_failed);

@@ -56,9 +56,13 @@ struct lli_link {
     uint64_t heard_tick;       // node->tick when the peer was last heard
     uint64_t sent_tick;        // when it was last sent something
     struct lli_list transfers; // begun here, under way (transfer room)
-    struct lli_list serves;    // begun by the peer, under way (transfer room)
-    struct lli_list asks;      // questions of ours that the peer has not answered (transfer room)
-    uint64_t notes_dropped;    // notifications, for want of room (transfer room)
+    struct lli_list waiting;   // likewise, for their turn: the peer has enough to do
+    unsigned num_asked;        // of `transfers`, those that the peer knows of
+    size_t num_runs_asked;     // in their requests
+    bool admitting;
+    struct lli_list serves; // begun by the peer, under way (transfer room)
+    struct lli_list asks;   // questions of ours that the peer has not answered (transfer room)
+    uint64_t notes_dropped; // notifications, for want of room (transfer room)
 };
 
 // What this room needs of an instance, and what it tells the rooms above.

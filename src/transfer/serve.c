@@ -12,9 +12,6 @@
 #include "transfer/notify.h"
 #include "transfer/request.h"
 
-// What a peer may have asked for at a time; a request of runs alone may take 64 MiB.
-enum { SERVES_PER_LINK_MAX = 1024, RUNS_PER_LINK_MAX = 4 << 20 };
-
 struct serve {
     struct lli_list node; // in link->serves
     struct lli_link *link;
@@ -389,7 +386,7 @@ is_crowded(const struct lli_link *link)
         count++;
         num_runs += serve->request.num_runs + serve->request.num_source_runs;
     }
-    return count >= SERVES_PER_LINK_MAX || num_runs >= RUNS_PER_LINK_MAX;
+    return count >= LLI_SERVES_PER_LINK_MAX || num_runs >= LLI_RUNS_PER_LINK_MAX;
 }
 
 static bool
@@ -399,6 +396,9 @@ take_request(struct lli_link *link, const struct lli_message_header *header,
     char why[LLI_REASON_BYTES];
     if (find_serve(link, header->transfer_id) != NULL)
         return false;
+    // The peer may know of the end of a pull before the thread that sent its last bytes has said so.
+    if (is_crowded(link))
+        lli_stream_settle(&link->stream);
     struct serve *serve = is_crowded(link) ? NULL : lli_calloc(1, sizeof(*serve));
     if (serve == NULL) {
         lli_link_send_outcome(link, LLI_RESULT, header->transfer_id, LLM_LINK_BUSY,

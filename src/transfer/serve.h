@@ -5,6 +5,10 @@
 
 #include "link/link.h"
 
+// What a peer may have asked for at a time; a request of runs alone may take 64 MiB.  Nobody honest asks
+// for more.
+enum { LLI_SERVES_PER_LINK_MAX = 1024, LLI_RUNS_PER_LINK_MAX = 4 << 20 };
+
 // Handles PULL, PUSH, CANCEL and NOTIFY.  False if the message is malformed.
 bool lli_serves_message(struct lli_link *link, const struct lli_message_header *header,
                         struct lli_reader *body);

@@ -9,10 +9,16 @@
 #include "transfer/ask.h"
 #include "transfer/copies.h"
 #include "transfer/pull_here.h"
+#include "transfer/serve.h"
+
+// How many transfers of a link the peer is asked for at a time.  The others wait for their turn here, in
+// order: it refuses more, and what it would have to answer could fill both ends' connections.  Fewer
+// than it serves, since what was cancelled may have a last frame on its way there.
+enum { ASKED_PER_LINK_MAX = LLI_SERVES_PER_LINK_MAX - 64 };
 
 struct transfer {
     _Atomic unsigned references; // the caller's, and the loop's until it has ended
-    struct lli_list node;        // in link->transfers; the loop's thread
+    struct lli_list node;        // in link->transfers or link->waiting; the loop's thread
     struct lli_list in_started;  // in node->started; guarded by links_lock
     uint64_t id;
     struct lli_link *link;   // acquired, until it has ended
@@ -39,7 +45,11 @@ struct transfer {
     struct lli_ask ask;
     bool in_stream;
     bool in_copies;
-    bool asking; // `ask` is under way
+    bool waiting;    // for its turn
+    bool has_turn;   // to ask the peer
+    bool is_to_tell; // all has arrived, of which the owner must know
+    size_t num_runs; // that its turn stands for
+    bool asking;     // `ask` is under way
     bool ended;
     bool cancelled;
     llm_status cancel_status;
@@ -100,6 +110,8 @@ note_progress(struct transfer *t, uint64_t position)
     pthread_mutex_unlock(&t->lock);
 }
 
+static void give_turn_back(struct transfer *t);
+
 // The one end.
 static void
 end(struct transfer *t, llm_status status, const char *text)
@@ -107,6 +119,8 @@ end(struct transfer *t, llm_status status, const char *text)
     struct lli_node *node = t->link->node;
     lli_list_remove(&t->node);
     t->ended = true;
+    t->waiting = false;
+    give_turn_back(t);
     if (t->asking)
         lli_ask_forget(&t->ask);
     t->asking = false;
@@ -164,18 +178,28 @@ owner_told(struct lli_ask *ask, llm_status status, const char *text,
     end(t, status, text);
 }
 
+static void wait_for_turn(struct transfer *t);
+
 static void
-tell_owner_and_end(struct transfer *t)
+tell_owner(struct transfer *t)
 {
-    note_progress(t, t->plan.total_bytes);
-    if (!lli_describe_tells(&t->request, t->slot_has_request)) {
-        end(t, LLM_SUCCESS, "");
-        return;
-    }
     struct lli_request done = lli_describe_done(&t->request, t->generation);
     t->asking = true;
     t->ask.answered = owner_told;
     lli_ask_send(t->link, &t->ask, LLI_DONE, &done);
+}
+
+static void
+tell_owner_and_end(struct transfer *t)
+{
+    note_progress(t, t->plan.total_bytes);
+    t->is_to_tell = lli_describe_tells(&t->request, t->slot_has_request);
+    if (!t->is_to_tell)
+        end(t, LLM_SUCCESS, "");
+    else if (t->has_turn)
+        tell_owner(t);
+    else
+        wait_for_turn(t);
 }
 
 // The peer needn't send the rest.
@@ -337,22 +361,83 @@ ask_peer(struct transfer *t)
     lli_ask_send(t->link, &t->ask, LLI_QUERY, &t->request);
 }
 
+// ---- turns ----
+
+static bool
+has_room(const struct lli_link *link)
+{
+    return link->num_asked < ASKED_PER_LINK_MAX && link->num_runs_asked < LLI_RUNS_PER_LINK_MAX;
+}
+
+static void
+take_turn(struct transfer *t)
+{
+    struct lli_link *link = t->link;
+    t->waiting = false;
+    t->has_turn = true;
+    t->num_runs = t->is_to_tell ? 0 : t->request.num_runs + t->request.num_source_runs;
+    link->num_asked++;
+    link->num_runs_asked += t->num_runs;
+    lli_list_append(&link->transfers, &t->node);
+    if (t->is_to_tell)
+        tell_owner(t);
+    else if (t->asks_first)
+        ask_peer(t);
+    else
+        send_request(t);
+}
+
+// As many as there is room for.  One that ends at once gives its turn back in here.
+static void
+admit(struct lli_link *link)
+{
+    if (link->admitting)
+        return;
+    link->admitting = true;
+    while (link->control != NULL && has_room(link) && !lli_list_empty(&link->waiting)) {
+        struct transfer *t = LLI_LIST_ENTRY(link->waiting.next, struct transfer, node);
+        lli_list_remove(&t->node);
+        take_turn(t);
+    }
+    link->admitting = false;
+}
+
+// The transfer still holds the link.
+static void
+give_turn_back(struct transfer *t)
+{
+    if (!t->has_turn)
+        return;
+    t->has_turn = false;
+    t->link->num_asked--;
+    t->link->num_runs_asked -= t->num_runs;
+    admit(t->link);
+}
+
+static void
+wait_for_turn(struct transfer *t)
+{
+    t->waiting = true;
+    lli_list_remove(&t->node);
+    lli_list_append(&t->link->waiting, &t->node);
+    admit(t->link);
+}
+
 static void
 begin(struct lli_task *task)
 {
     struct transfer *t = LLI_CONTAINER_OF(task, struct transfer, start);
-    lli_list_append(&t->link->transfers, &t->node);
-    if (lli_link_is_broken(t->link)) {
+    struct lli_link *link = t->link;
+    if (lli_link_is_broken(link)) {
         if (t->copying)
             (void)lli_copies_cancel(&t->copy);
-        end(t, t->link->broken_status, t->link->broken_reason);
+        end(t, link->broken_status, link->broken_reason);
     } else if (t->copying) {
         t->in_copies = true;
-        lli_copies_add(t->link->node, &t->copy, &t->plan, t->tensors, t->request.start_position);
-    } else if (t->asks_first) {
-        ask_peer(t);
+        lli_list_append(&link->transfers, &t->node);
+        lli_copies_add(link->node, &t->copy, &t->plan, t->tensors, t->request.start_position);
     } else {
-        send_request(t);
+        wait_for_turn(t);
     }
 }
 
@@ -365,7 +450,7 @@ cancel_here(struct transfer *t, llm_status status)
     t->cancelled = true;
     t->cancel_status = status;
     t->cancelled_tick = t->link->node->tick;
-    bool asked = !t->copying && !t->asking;
+    bool asked = !t->copying && !t->asking && !t->waiting;
     if (asked)
         lli_link_send(t->link, LLI_CANCEL, t->id, NULL, 0);
     if (!t->push || !asked)
@@ -458,6 +543,8 @@ lli_transfers_message(struct lli_link *link, const struct lli_message_header *he
 void
 lli_transfers_broken(struct lli_link *link, llm_status status)
 {
+    LLI_LIST_FOR(node, &link->waiting)
+        end(LLI_LIST_ENTRY(node, struct transfer, node), status, link->broken_reason);
     LLI_LIST_FOR(node, &link->transfers) {
         struct transfer *t = LLI_LIST_ENTRY(node, struct transfer, node);
         if (t->in_copies && lli_copies_cancel(&t->copy))
@@ -471,23 +558,40 @@ lli_transfers_broken(struct lli_link *link, llm_status status)
 
 // ---- time ----
 
+// Its caller waits for the confirmation of a cancel: for as long as this side takes silence for death,
+// whatever the peer would like.
+static bool
+is_late(const struct transfer *t, uint64_t now_ns)
+{
+    const struct lli_node *node = t->link->node;
+    if (t->cancelled)
+        return node->tick - t->cancelled_tick > node->options->liveness_ms / node->tick_ms + 1;
+    return t->started && now_ns >= t->deadline_ns;
+}
+
+static struct transfer *
+find_late_in(struct lli_list *list, uint64_t now_ns)
+{
+    LLI_LIST_FOR(node, list) {
+        struct transfer *t = LLI_LIST_ENTRY(node, struct transfer, node);
+        if (is_late(t, now_ns))
+            return t;
+    }
+    return NULL;
+}
+
 // Finds a transfer that has run out of time, or one whose cancel isn't confirmed; with a reference.
-// Its caller waits: for as long as this side takes silence for death, whatever the peer would like.
 static struct transfer *
 find_late(struct lli_node *node, uint64_t now_ns)
 {
     struct transfer *found = NULL;
-    uint64_t patience_ticks = node->options->liveness_ms / node->tick_ms + 1;
     pthread_mutex_lock(&node->links_lock);
     LLI_LIST_FOR(item, &node->links) {
         struct lli_link *link = LLI_LIST_ENTRY(item, struct lli_link, in_table);
-        LLI_LIST_FOR(inner, &link->transfers) {
-            struct transfer *t = LLI_LIST_ENTRY(inner, struct transfer, node);
-            bool late = t->cancelled ? node->tick - t->cancelled_tick > patience_ticks
-                                     : t->started && now_ns >= t->deadline_ns;
-            if (late && found == NULL)
-                found = t;
-        }
+        if (found == NULL)
+            found = find_late_in(&link->transfers, now_ns);
+        if (found == NULL)
+            found = find_late_in(&link->waiting, now_ns);
     }
     pthread_mutex_unlock(&node->links_lock);
     if (found != NULL)
