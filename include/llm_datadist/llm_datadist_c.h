@@ -51,8 +51,9 @@
  * fork.  An instance must not be used in a forked child; create a new one there.
  *
  * Structs.  A struct that may grow begins with `struct_size`: set it to sizeof the struct (0 is read
- * as its first published size).  Fields past it count as zero, so that an older program runs against
- * a newer library; bytes that this library doesn't know must be zero, else LLM_PARAM_INVALID.
+ * as its first published size).  Fields past it count as zero and are never written, and an array steps
+ * by it, so that an older program runs against a newer library; bytes that this library doesn't know
+ * must be zero, else LLM_PARAM_INVALID.
  *
  * Outputs are written on success only, unless a comment says otherwise.  Inputs are read during the
  * call and never kept.

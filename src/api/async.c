@@ -31,8 +31,7 @@ llm_transfer_get_progress(llm_datadist *dd, uint64_t transfer_id, llm_progress *
     LLI_TRY(lli_check_initialized(dd, "llm_transfer_get_progress"));
     LLI_TRY(LLI_CHECK_STRUCT(progress, llm_progress, &known));
     LLI_TRY(lli_transfer_get_progress(&dd->node, transfer_id, &known));
-    known.struct_size = progress->struct_size;
-    *progress = known;
+    LLI_WRITE_STRUCT(&known, llm_progress, progress);
     return LLM_SUCCESS;
 }
 

@@ -36,9 +36,10 @@ llm_allocate_cache(llm_datadist *dd, const llm_cache_desc *desc, llm_cache *cach
             LLM_PARAM_INVALID, "cache", "there is room for %zu tensor addresses, expected %llu",
             out.tensor_addrs == NULL ? 0 : out.num_tensor_addrs, (unsigned long long)num_addresses);
     LLI_TRY(lli_registry_allocate(&dd->registry, &geometry, &id, out.tensor_addrs));
-    cache->cache_id = id;
-    cache->desc = desc;
-    cache->num_tensor_addrs = num_addresses;
+    out.cache_id = id;
+    out.desc = desc;
+    out.num_tensor_addrs = num_addresses;
+    LLI_WRITE_STRUCT(&out, llm_cache, cache);
     lli_log(LLM_LOG_INFO, "cache", "cache %lld: %u tensors of %llu bytes on %zu device(s)",
             (long long)id, geometry.num_tensors, (unsigned long long)geometry.tensor_bytes,
             dd->options.num_devices);

@@ -18,9 +18,10 @@ llm_get_link_info(llm_datadist *dd, uint64_t cluster_id, llm_link_info *info)
         return lli_fail(LLM_NOT_YET_LINK, "api", "there is no link to cluster %llu",
                         (unsigned long long)cluster_id);
     pthread_mutex_lock(&dd->node.links_lock);
-    lli_link_describe_locked(link, info);
+    lli_link_describe_locked(link, &known);
     pthread_mutex_unlock(&dd->node.links_lock);
     lli_link_put(link);
+    LLI_WRITE_STRUCT(&known, llm_link_info, info);
     return LLM_SUCCESS;
 }
 
@@ -51,8 +52,7 @@ llm_poll_link_event(llm_datadist *dd, llm_link_info *info)
     LLI_TRY(LLI_CHECK_STRUCT(info, llm_link_info, &known));
     if (!lli_events_take(&dd->node, &known))
         return LLM_NO_LINK_EVENT;
-    known.struct_size = info->struct_size;
-    *info = known;
+    LLI_WRITE_STRUCT(&known, llm_link_info, info);
     return LLM_SUCCESS;
 }
 
@@ -106,9 +106,10 @@ llm_get_option_info(size_t index, llm_option_info *info)
     const struct lli_option_row *rows = lli_option_table(&num_rows);
     LLI_TRY(LLI_CHECK_STRUCT(info, llm_option_info, &known));
     bool exists = index < num_rows;
-    info->key = exists ? rows[index].key : NULL;
-    info->default_value = exists ? rows[index].value_default : NULL;
-    info->help = exists ? rows[index].help : NULL;
+    known.key = exists ? rows[index].key : NULL;
+    known.default_value = exists ? rows[index].value_default : NULL;
+    known.help = exists ? rows[index].help : NULL;
+    LLI_WRITE_STRUCT(&known, llm_option_info, info);
     return LLM_SUCCESS;
 }
 

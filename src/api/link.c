@@ -34,12 +34,14 @@ struct call {
 
 // ---- checks ----
 
-// The array's step is the caller's struct size.
-static const llm_cluster_info *
+// Of whatever version; checked before.
+static llm_cluster_info
 cluster_at(const llm_cluster_info *clusters, size_t index)
 {
-    size_t step = clusters->struct_size == 0 ? sizeof(*clusters) : clusters->struct_size;
-    return (const llm_cluster_info *)((const char *)clusters + index * step);
+    llm_cluster_info info = {0};
+    (void)LLI_CHECK_STRUCT(LLI_STRUCT_AT(clusters, llm_cluster_info, index), llm_cluster_info,
+                           &info);
+    return info;
 }
 
 static llm_status
@@ -67,7 +69,8 @@ check_plain(const llm_cluster_info *clusters, size_t num_clusters, int32_t timeo
                         num_clusters);
     for (size_t i = 0; i < num_clusters; i++) {
         llm_cluster_info info;
-        LLI_TRY(LLI_CHECK_STRUCT(cluster_at(clusters, i), llm_cluster_info, &info));
+        LLI_TRY(LLI_CHECK_STRUCT(LLI_STRUCT_AT(clusters, llm_cluster_info, i), llm_cluster_info,
+                                 &info));
         LLI_TRY(check_ips(info.remote_ip_infos, info.num_remote_ip_infos, i, "remote"));
         LLI_TRY(check_ips(info.local_ip_infos, info.num_local_ip_infos, i, "local"));
     }
@@ -94,9 +97,9 @@ check_lists_version_2(const struct call *call, const llm_cluster_info *clusters,
     if (call->force)
         return LLM_SUCCESS;
     for (size_t i = 0; i < num_clusters; i++) {
-        const llm_cluster_info *info = cluster_at(clusters, i);
-        size_t num_local = info->local_ip_infos == NULL ? 0 : info->num_local_ip_infos;
-        size_t num_remote = info->remote_ip_infos == NULL ? 0 : info->num_remote_ip_infos;
+        llm_cluster_info info = cluster_at(clusters, i);
+        size_t num_local = info.local_ip_infos == NULL ? 0 : info.num_local_ip_infos;
+        size_t num_remote = info.remote_ip_infos == NULL ? 0 : info.num_remote_ip_infos;
         if (num_remote != 1 || (num_local != 1 && !call->dd->options.has_local_comm_res))
             return lli_fail(LLM_PARAM_INVALID, "link",
                             "clusters[%zu] has %zu local and %zu remote addresses, expected one of "
@@ -116,16 +119,17 @@ check_lists(const struct call *call, const llm_cluster_info *clusters, size_t nu
         return lli_fail(LLM_PARAM_INVALID, "link", "clusters is empty");
     if (call->version_2)
         return check_lists_version_2(call, clusters, num_clusters);
+    llm_cluster_info first = cluster_at(clusters, 0);
     for (size_t i = 0; i < num_clusters; i++) {
-        const llm_cluster_info *info = cluster_at(clusters, i);
-        size_t num_local = info->local_ip_infos == NULL ? 0 : info->num_local_ip_infos;
-        size_t num_remote = info->remote_ip_infos == NULL ? 0 : info->num_remote_ip_infos;
+        llm_cluster_info info = cluster_at(clusters, i);
+        size_t num_local = info.local_ip_infos == NULL ? 0 : info.num_local_ip_infos;
+        size_t num_remote = info.remote_ip_infos == NULL ? 0 : info.num_remote_ip_infos;
         if (num_local != num_devices || num_remote != num_devices)
             return lli_fail(LLM_PARAM_INVALID, "link",
                             "clusters[%zu] has %zu local and %zu remote addresses, expected %zu of "
                             "each, one per device",
                             i, num_local, num_remote, num_devices);
-        if (!same_addresses(info, cluster_at(clusters, 0), num_local))
+        if (!same_addresses(&info, &first, num_local))
             return lli_fail(LLM_PARAM_INVALID, "link",
                             "the local addresses of clusters[%zu] differ from those of clusters[0]",
                             i);
@@ -186,17 +190,17 @@ copy_clusters(struct call *call, const llm_cluster_info *clusters, size_t num_cl
         return lli_fail(LLM_OUT_OF_MEMORY, "link", "%s: out of memory", call->name);
     call->num_clusters = num_clusters;
     for (size_t i = 0; i < num_clusters; i++) {
-        const llm_cluster_info *info = cluster_at(clusters, i);
+        llm_cluster_info info = cluster_at(clusters, i);
         struct cluster *cluster = &call->clusters[i];
         cluster->call = call;
-        cluster->id = info->remote_cluster_id;
+        cluster->id = info.remote_cluster_id;
         // Missing ones (§13.4): any source address.
         for (size_t d = 0; d < call->dd->options.num_devices; d++) {
             cluster->local[d].sin_family = AF_INET;
-            if (info->local_ip_infos != NULL && d < info->num_local_ip_infos)
-                cluster->local[d] = to_sockaddr(&info->local_ip_infos[d]);
-            if (info->remote_ip_infos != NULL && d < info->num_remote_ip_infos)
-                cluster->remote[d] = to_sockaddr(&info->remote_ip_infos[d]);
+            if (info.local_ip_infos != NULL && d < info.num_local_ip_infos)
+                cluster->local[d] = to_sockaddr(&info.local_ip_infos[d]);
+            if (info.remote_ip_infos != NULL && d < info.num_remote_ip_infos)
+                cluster->remote[d] = to_sockaddr(&info.remote_ip_infos[d]);
         }
     }
     return LLM_SUCCESS;

@@ -20,19 +20,11 @@ lli_read_key(const llm_cache_key *key, struct lli_key *ret_key)
     return LLM_SUCCESS;
 }
 
-// The array's step is the caller's struct size.
-static const llm_cache_key *
-key_at(const llm_cache_key *keys, size_t index)
-{
-    size_t step = keys->struct_size == 0 ? sizeof(*keys) : keys->struct_size;
-    return (const llm_cache_key *)((const char *)keys + index * step);
-}
-
 static llm_status
 read_keys(const llm_cache_key *keys, size_t num_keys, struct lli_key *ret_keys)
 {
     for (size_t i = 0; i < num_keys; i++) {
-        LLI_TRY(lli_read_key(key_at(keys, i), &ret_keys[i]));
+        LLI_TRY(lli_read_key(LLI_STRUCT_AT(keys, llm_cache_key, i), &ret_keys[i]));
         if (ret_keys[i].kind == LLM_KEY_BLOCKS && num_keys > 1)
             return lli_fail(LLM_PARAM_INVALID, "cache",
                             "keys[%zu] is a blocks key, which names a whole cache, among %zu keys",
@@ -72,8 +64,7 @@ llm_remove_cache_key(llm_datadist *dd, const llm_cache_key *key)
 static void
 write_info(llm_cache_info *info, const struct lli_answer *answer)
 {
-    *info = (llm_cache_info){
-        .struct_size = info->struct_size,
+    llm_cache_info known = {
         .cache_id = answer->cache_id,
         .batch_index = (uint32_t)answer->slot,
         .placement = answer->placement,
@@ -84,6 +75,7 @@ write_info(llm_cache_info *info, const struct lli_answer *answer)
         .tensor_bytes = answer->tensor_bytes,
         .generation = answer->generation,
     };
+    LLI_WRITE_STRUCT(&known, llm_cache_info, info);
 }
 
 llm_status

@@ -5,8 +5,6 @@
 
 // ---- layers (§8.1) ----
 
-enum { EXT_PARAM_FIRST_BYTES = offsetof(llm_kv_cache_ext_param, tensor_num_per_layer) + 4 };
-
 bool
 lli_layers_given(int32_t first, int32_t last)
 {
@@ -58,8 +56,7 @@ lli_read_layers(const llm_kv_cache_ext_param *param, struct lli_layers *ret_laye
 {
     llm_kv_cache_ext_param known = LLM_KV_CACHE_EXT_PARAM_INIT;
     if (param != NULL)
-        LLI_TRY(lli_check_struct(param, "llm_kv_cache_ext_param", EXT_PARAM_FIRST_BYTES,
-                                 sizeof(known), &known));
+        LLI_TRY(LLI_CHECK_STRUCT(param, llm_kv_cache_ext_param, &known));
     LLI_TRY(check_range("src_layer_range", known.src_layer_range[0], known.src_layer_range[1]));
     LLI_TRY(check_range("dst_layer_range", known.dst_layer_range[0], known.dst_layer_range[1]));
     if (known.tensor_num_per_layer < 1 || known.tensor_num_per_layer > UINT8_MAX)
@@ -113,8 +110,6 @@ lli_check_divides(uint32_t tensors_per_layer, uint32_t num_tensors)
 
 // ---- the peer's side ----
 
-enum { CACHE_INDEX_FIRST_BYTES = offsetof(llm_cache_index, batch_index) + 8 };
-
 static llm_status
 read_key(const llm_cache_key *key, bool slots, struct lli_transfer_args *args)
 {
@@ -138,8 +133,7 @@ check_generation(const llm_cache_index *index, const struct lli_layers *layers)
 llm_status
 lli_read_index(const llm_cache_index *index, llm_cache_index *ret_index)
 {
-    return lli_check_struct(index, "llm_cache_index", CACHE_INDEX_FIRST_BYTES, sizeof(*ret_index),
-                            ret_index);
+    return LLI_CHECK_STRUCT(index, llm_cache_index, ret_index);
 }
 
 llm_status
@@ -290,9 +284,7 @@ lli_go(llm_datadist *dd, struct lli_transfer_args *args, const struct lli_layers
     llm_status status = ret_transfer_id != NULL
                             ? lli_transfer_start(&dd->node, args, ret_transfer_id)
                             : lli_transfer_run(&dd->node, args);
-    if (layers->callers_progress != NULL && ret_transfer_id == NULL) {
-        progress.struct_size = layers->callers_progress->struct_size;
-        *layers->callers_progress = progress;
-    }
+    if (layers->callers_progress != NULL && ret_transfer_id == NULL)
+        LLI_WRITE_STRUCT(&progress, llm_progress, layers->callers_progress);
     return lli_transfer_status(dd, status);
 }
