@@ -25,6 +25,15 @@ def cluster_info(cluster_id, port):
     return info
 
 
+def rank_table(*servers, indent=None, **more):
+    """Each server: its id (None: it has none) and the devices, (rank, device_ip) of each."""
+    def entry(server_id, devices):
+        device = [{"device_id": str(rank), "device_ip": ip, "rank_id": str(rank)} if ip is not None else
+                  {"rank_id": str(rank)} for rank, ip in devices]
+        return {"device": device} if server_id is None else {"device": device, "server_id": server_id}
+    return json.dumps(dict(more, server_list=[entry(*server) for server in servers]), indent=indent)
+
+
 def wait_for(condition, seconds=10):
     deadline = time.monotonic() + seconds
     while not condition():
@@ -61,6 +70,11 @@ class Peer:
 
     def go(self):
         self.process.send_signal(signal.SIGCONT)
+
+    def leave(self):
+        """Ends in good order."""
+        self.process.stdin.close()
+        assert self.process.wait(20) == 0
 
     def close(self):
         self.process.kill()

@@ -133,14 +133,14 @@ def test_v2_times_out_in_its_own_words(peers, engines):
 def test_links_that_are_made_at_once_share_a_listener(engines, monkeypatch):
     mine, *others = (engines(ld.LLMRole.MIX, 11 + i, V2_OPTIONS) for i in range(3))
     entered, both = [], threading.Event()
-    address, set_role = ld.LLMDataDist._listen_address, _core.Engine.set_role
+    entry, set_role = ld.LLMDataDist._own_entry, _core.Engine.set_role
 
     def enter(datadist, *more):
         if datadist is mine:
             entered.append(1)
             if len(entered) == 2:
                 both.set()
-        return address(datadist, *more)
+        return entry(datadist, *more)
 
     def listen(engine, *more):
         if engine is mine._engine:
@@ -148,7 +148,7 @@ def test_links_that_are_made_at_once_share_a_listener(engines, monkeypatch):
             entered.append("listens")
         set_role(engine, *more)
 
-    monkeypatch.setattr(ld.LLMDataDist, "_listen_address", enter)
+    monkeypatch.setattr(ld.LLMDataDist, "_own_entry", enter)
     monkeypatch.setattr(_core.Engine, "set_role", listen)
     table = json.dumps({"server_list": [{"device": [{"rank_id": "0"}, {"rank_id": "1"}]}]})
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
@@ -184,8 +184,8 @@ def test_strangers_do_not_spoil_a_meeting(engines, ours_hosts):
     table = json.dumps({"server_list": [{"device": [{"rank_id": "0"}, {"rank_id": "1"}]}]})
     members = {11: 0, 12: 1} if ours_hosts else {12: 0, 11: 1}
     name = f"strangers-{ours_hosts}-{os.getpid()}"
-    digest = _meeting.digest_of(name, members, table)
-    port = _meeting.candidate_ports(digest)[0]
+    meeting = _meeting.Meeting(name, members, table, 11)
+    digest, port = meeting.digest, meeting.ports[0]
     greeting = {"llm-datadist-link": digest.hex()}
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         if ours_hosts:

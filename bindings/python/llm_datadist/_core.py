@@ -119,7 +119,8 @@ class Engine:
         self.cluster_id = cluster_id
         self.native = _native.Instance(cluster_id, role)
         self._left_behind: typing.List[threading.Thread] = []
-        self._lock = threading.Lock()  # of the list
+        self._times_ready: typing.Dict[int, int] = {}
+        self._lock = threading.Lock()  # of both
         _engines.add(self)
 
     @staticmethod
@@ -216,13 +217,24 @@ class Engine:
         if status == LLMStatusCode.LLM_NOT_YET_LINK:
             return None
         self._must(status, "link_info")
-        return {"state": "ready" if state == 1 else "broken", "transport": transport,
+        return {"state": "ready" if state == _native.LINK_READY else "broken", "transport": transport,
                 "reason": reason}
 
     def links(self) -> typing.List[int]:
         status, clusters = self.native.links()
         self._must(status, "links")
         return clusters
+
+    def times_ready(self, cluster_id: int) -> int:
+        """How often a link to this cluster was made, also if it has gone since."""
+        with self._lock:
+            while True:
+                status, cluster, state = self.native.poll_link_event()
+                if status == LLMStatusCode.LLM_NO_LINK_EVENT:
+                    return self._times_ready.get(cluster_id, 0)
+                self._must(status, "poll_link_event")
+                if state == _native.LINK_READY:
+                    self._times_ready[cluster] = self._times_ready.get(cluster, 0) + 1
 
     def check_link(self, cluster_id: int) -> None:
         self._must(self.native.check_link(cluster_id), "check_link_status")

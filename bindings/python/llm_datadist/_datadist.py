@@ -24,6 +24,9 @@ _comm_ids = itertools.count(1)
 
 _Self = typing.TypeVar("_Self", bound="LLMDataDist")
 
+# So long the members of link() have, all of them together, to confirm that this one leaves.
+_FAREWELL_MS = 1000
+
 # A source address that leaves the choice to the system.
 _FROM_ANYWHERE = [("0.0.0.0", 0)]
 
@@ -31,10 +34,29 @@ _FROM_ANYWHERE = [("0.0.0.0", 0)]
 class _Comm:
     """The links that one call of link() made."""
 
-    def __init__(self, name: str, peers: typing.Dict[int, typing.Optional[_core.Peer]]) -> None:
-        self.name = name
-        self.peers = peers  # cluster id -> how it was linked, None if the peer has linked
-        self.seen: typing.Set[int] = set()  # that were ready once
+    def __init__(self, meeting: _meeting.Meeting, table: typing.Dict[int, _meeting.Entry],
+                 ready_before: typing.Dict[int, int]) -> None:
+        self.meeting = meeting
+        self.peers: typing.Dict[int, _core.Peer] = {}  # by cluster id
+        self.update(table)
+        # How often a link to each was ready before: one more, and it was met.
+        self.ready_before = ready_before
+
+    def update(self, table: typing.Dict[int, _meeting.Entry]) -> None:
+        for rank, (cluster, (ip, port)) in table.items():
+            if rank != self.meeting.rank:
+                self.peers[cluster] = _core.Peer(cluster, 0, _FROM_ANYWHERE,
+                                                 [(_meeting.resolve(ip) or ip, port)])
+
+    @property
+    def linked_by_us(self) -> typing.List[_core.Peer]:
+        return [peer for cluster, peer in self.peers.items()
+                if self.meeting.members[cluster] < self.meeting.rank]
+
+
+def _is_ready(engine: _core.Engine, cluster_id: int) -> bool:
+    info = engine.link_info(cluster_id)
+    return info is not None and info["state"] == "ready"
 
 
 class LLMDataDist:
@@ -68,6 +90,7 @@ class LLMDataDist:
         self._comms: typing.Dict[int, _Comm] = {}
         self._listen_at = ""
         self._listen_lock = threading.Lock()  # calls of link() may run side by side
+        self._keeper = _meeting.Keeper()
 
     # ---- life cycle ----
 
@@ -105,10 +128,19 @@ class LLMDataDist:
             if manager is not None:
                 manager._end()
         engine = self._engine
+        self._keeper.stop()
+        self._leave(engine)
         self._forget()
         _alive.discard(self)
         engine.finalize()
         managers.clear()
+
+    def _leave(self, engine: _core.Engine) -> None:
+        """Tells the members of link(), so that they don't take the end for a death."""
+        peers = {cluster: peer for comm in self._comms.values() for cluster, peer in comm.peers.items()
+                 if _is_ready(engine, cluster)}
+        if peers:
+            engine.unlink(list(peers.values()), _FAREWELL_MS, False)
 
     def _forget(self) -> None:
         """Back to what it was before init."""
@@ -117,6 +149,8 @@ class LLMDataDist:
                 manager._initialized = False
         self._engine = self._kv_cache_manager = self._cache_manager = None
         self._comms.clear()
+        self._keeper.forget()
+        self._keeper = _meeting.Keeper()
 
     def __enter__(self: _Self) -> _Self:
         return self
@@ -225,6 +259,7 @@ class LLMDataDist:
         self._check_link_arguments(clusters, timeout)
         check_isinstance("force", force, bool, allow_none=False)
         engine, mode = self._ready(), self._mode()
+        self._keeper.part(one.remote_cluster_id for one in clusters)
         overall, codes, error = engine.unlink(self._peers(clusters, mode.cache_manager, True),
                                               timeout, force)
         if overall != LLMStatusCode.LLM_SUCCESS:
@@ -245,9 +280,12 @@ class LLMDataDist:
     def link(self, comm_name: str, cluster_rank_info: typing.Dict[int, int], rank_table: str) -> int:
         """Links 2 to 4 clusters with each other; all of them call this with the same arguments.
 
-        cluster_rank_info: {cluster id: rank}, in the order of the ranks.  rank_table: JSON; where the
-        members meet follows from it (help("llm_datadist._meeting")).  Returns the id for unlink.  Waits
-        llm.LinkTotalTime seconds for the others.
+        cluster_rank_info: {cluster id: rank}, in the order of the ranks.  rank_table: JSON, which need not
+        be the same text everywhere; where the members meet follows from it
+        (help("llm_datadist._meeting")).  Returns the id for unlink.  Waits llm.LinkTotalTime seconds for
+        the others.
+
+        A member that dies and comes back under its cluster id calls link again; the others need not.
         """
         check_isinstance("comm_name", comm_name, str, allow_none=False)
         check_dict("cluster_rank_info", cluster_rank_info, int, int)
@@ -264,62 +302,86 @@ class LLMDataDist:
         raise_if_false(self._cluster_id in cluster_rank_info,
                        "cluster_rank_info lacks this cluster, {}", self._cluster_id)
         for cluster in cluster_rank_info:
-            info = engine.link_info(cluster) if cluster != self._cluster_id else None
-            raise_if_true(info is not None and info["state"] == "ready",
+            raise_if_true(cluster != self._cluster_id and _is_ready(engine, cluster),
                           "there is a link to cluster {} already", cluster,
                           status_code=LLMStatusCode.LLM_ALREADY_LINK)
-        deadline = time.monotonic() + mode.link_timeout_s
-        comm = self._meet_and_link(engine, comm_name, cluster_rank_info, rank_table, deadline)
+        meeting = _meeting.Meeting(comm_name, cluster_rank_info, rank_table, self._cluster_id)
+        comm = self._meet_and_link(engine, meeting, time.monotonic() + mode.link_timeout_s)
         comm_id = next(_comm_ids)
         self._comms[comm_id] = comm
         self.cache_manager._linked = True
         return comm_id
 
-    def _meet_and_link(self, engine: _core.Engine, comm_name: str, members: typing.Dict[int, int],
-                       rank_table: str, deadline: float) -> _Comm:
-        addresses = _meeting.member_addresses(rank_table, members.values())
-        digest = _meeting.digest_of(comm_name, members, rank_table)
-        rank = members[self._cluster_id]
-        own = (self._cluster_id, self._listen_address(engine, addresses[rank]))
-        first = min(addresses)
-        if rank == first:
-            table = _meeting.host(addresses[rank], digest, members, own, deadline)
-        else:
-            table = _meeting.attend(addresses[first], digest, members, own, deadline)
-        peers: typing.Dict[int, typing.Optional[_core.Peer]] = {}
-        for other, (cluster, address) in table.items():
-            if other != rank:
-                peers[cluster] = _core.Peer(cluster, 0, _FROM_ANYWHERE, [address]) if other < rank else None
-        mine = [peer for peer in peers.values() if peer is not None]
-        if mine:
-            left_ms = max(1, int((deadline - time.monotonic()) * 1000))
-            overall, codes, error = engine.link(mine, min(left_ms, 2**31 - 1))
-            if overall != LLMStatusCode.LLM_SUCCESS:
-                made = [one for one, code in zip(mine, codes) if code == LLMStatusCode.LLM_SUCCESS]
-                if made:
-                    engine.unlink(made, 1000, False)
-                handle_llm_status(overall, "link", error)
-        return _Comm(comm_name, peers)
+    def _meet_and_link(self, engine: _core.Engine, meeting: _meeting.Meeting, deadline: float) -> _Comm:
+        self._keeper.drop(meeting.digest)
+        ready_before = {cluster: engine.times_ready(cluster) for cluster in meeting.members}
+        host = None
+        try:
+            if meeting.rank == meeting.host_rank:
+                host = _meeting.Host(meeting, lambda: self._own_entry(engine, meeting))
+                table = host.gather(deadline)
+            else:
+                table = _meeting.attend(meeting, self._own_entry(engine, meeting), deadline)
+            comm = _Comm(meeting, table, ready_before)
+            self._link_comm(engine, comm, deadline)
+        except BaseException:
+            if host is not None:
+                host.close()
+            raise
+        kept = _meeting.Kept(meeting, host, lambda: bool(self._lost(engine, comm, kept.parted)),
+                             lambda until: self._meet_again(engine, comm, kept.parted, until))
+        self._keeper.keep(kept)
+        return comm
 
-    def _listen_address(self, engine: _core.Engine, ip: str) -> typing.Tuple[str, int]:
+    @staticmethod
+    def _link_comm(engine: _core.Engine, comm: _Comm, deadline: float,
+                   clusters: typing.Optional[typing.Container[int]] = None) -> None:
+        """Links to all lower ranks, or to those of them that are named."""
+        peers = [peer for peer in comm.linked_by_us if clusters is None or peer.cluster_id in clusters]
+        if not peers:
+            return
+        left_ms = max(1, int((deadline - time.monotonic()) * 1000))
+        overall, codes, error = engine.link(peers, min(left_ms, 2**31 - 1))
+        if overall != LLMStatusCode.LLM_SUCCESS:
+            made = [one for one, code in zip(peers, codes) if code == LLMStatusCode.LLM_SUCCESS]
+            if made:
+                engine.unlink(made, 1000, False)
+            handle_llm_status(overall, "link", error)
+
+    # Of the keeper's thread.
+
+    @staticmethod
+    def _lost(engine: _core.Engine, comm: _Comm, parted: typing.Container[int]
+              ) -> typing.List[_core.Peer]:
+        """Members of lower ranks without a link that works."""
+        return [peer for peer in comm.linked_by_us
+                if peer.cluster_id not in parted and not _is_ready(engine, peer.cluster_id)]
+
+    def _meet_again(self, engine: _core.Engine, comm: _Comm, parted: typing.Container[int],
+                    deadline: float) -> None:
+        table = _meeting.attend(comm.meeting, self._own_entry(engine, comm.meeting), deadline)
+        lost = self._lost(engine, comm, parted)
+        broken = [peer for peer in lost if engine.link_info(peer.cluster_id) is not None]
+        if broken:
+            engine.unlink(broken, 1000, True)
+        comm.update(table)
+        self._link_comm(engine, comm, deadline + 1, {peer.cluster_id for peer in lost})
+
+    def _own_entry(self, engine: _core.Engine, meeting: _meeting.Meeting) -> _meeting.Entry:
         """Where this engine can be reached; it begins to listen if it doesn't."""
+        addresses = meeting.addresses[meeting.rank]
+        best = next((one for one in addresses if _meeting.is_local(one)), addresses[0])
         with self._listen_lock:
             if not self._listen_at:
-                self._listen(engine, ip)
+                # Not at an address that isn't this machine's, as behind a translation.
+                is_ours = _meeting.literal(best) and _meeting.is_local(best)
+                at = f"{best if is_ours else _meeting.ANYWHERE}:0"
+                engine.set_role(int(self._known_role()), {C_LISTEN_IP_INFO: at})
+                self._listen_at = at
             at = self._listen_at.rsplit(":", 1)[0]
-        return (ip if at == "0.0.0.0" else at, engine.listen_port())
+        return self._cluster_id, (best if at == _meeting.ANYWHERE else at, engine.listen_port())
 
-    def _listen(self, engine: _core.Engine, ip: str) -> None:
-        role, at = int(self._known_role()), f"{ip}:0"
-        try:
-            engine.set_role(role, {C_LISTEN_IP_INFO: at})
-        except LLMException as error:
-            if error.status_code != LLMStatusCode.LLM_FAILED:
-                raise
-            # Not an address of this machine's, as behind a translation.
-            at = "0.0.0.0:0"
-            engine.set_role(role, {C_LISTEN_IP_INFO: at})
-        self._listen_at = at
+    # ----
 
     def _comm(self, comm_id: int) -> _Comm:
         check_uint64("comm_id", comm_id)
@@ -331,31 +393,32 @@ class LLMDataDist:
         """Ends the links that link() made; every member calls it."""
         comm = self._comm(comm_id)
         engine = self._ready()
+        self._keeper.drop(comm.meeting.digest)
         ended = (LLMStatusCode.LLM_SUCCESS, LLMStatusCode.LLM_NOT_YET_LINK)
         for cluster, peer in comm.peers.items():
-            # Ours end in good order, if the peer is still there; of the others' our half is dropped.
+            # In good order, if the peer is still there; otherwise our half is dropped.
             codes = [LLMStatusCode.LLM_UNLINK_FAILED]
-            info = engine.link_info(cluster)
-            if peer is not None and info is not None and info["state"] == "ready":
+            if _is_ready(engine, cluster):
                 _, codes, error = engine.unlink([peer], 3000, False)
             if codes[0] not in ended + (LLMStatusCode.LLM_LINK_BUSY,):
-                _, codes, error = engine.unlink([_core.Peer(cluster, 0, [], [])], 3000, True)
+                _, codes, error = engine.unlink([peer], 3000, True)
             if codes[0] not in ended:
                 handle_llm_status(int(codes[0]), "unlink", error)
         del self._comms[comm_id]
 
     def query_register_mem_status(self, comm_id: int) -> RegisterMemStatus:
-        """OK when all members of link() are linked, PREPARING until then, FAILED if one is lost."""
+        """OK when all members of link() were met, PREPARING until then, FAILED if one is lost.
+
+        Who came and has left in good order, by unlink or finalize, was met."""
         comm = self._comm(comm_id)
         engine = self._ready()
         status = RegisterMemStatus.OK
         for cluster in comm.peers:
+            met = engine.times_ready(cluster) > comm.ready_before[cluster]
             info = engine.link_info(cluster)
-            if info is not None and info["state"] == "ready":
-                comm.seen.add(cluster)
-            elif info is not None or cluster in comm.seen:
+            if info is not None and info["state"] == "broken":
                 return RegisterMemStatus.FAILED
-            else:
+            if info is None and not met:
                 status = RegisterMemStatus.PREPARING
         return status
 

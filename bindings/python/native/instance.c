@@ -249,6 +249,7 @@ static PyMethodDef instance_methods[] = {
     {"unlink", instance_unlink, METH_VARARGS, NULL},
     {"link_info", instance_link_info, METH_O, NULL},
     {"links", instance_links, METH_NOARGS, NULL},
+    {"poll_link_event", instance_poll_link_event, METH_NOARGS, NULL},
     {"listen_port", instance_listen_port, METH_O, NULL},
     {"check_link", instance_check_link, METH_O, NULL},
     {"transfer", instance_transfer, METH_VARARGS, NULL},

@@ -132,6 +132,24 @@ instance_link_info(PyObject *self, PyObject *number)
         PyUnicode_DecodeUTF8(info.reason, (Py_ssize_t)strlen(info.reason), "replace"));
 }
 
+// -> (status, cluster id, state)
+PyObject *
+instance_poll_link_event(PyObject *self, PyObject *unused)
+{
+    llm_status status;
+    llm_link_info info = {.struct_size = sizeof(info)};
+    (void)unused;
+    Py_BEGIN_ALLOW_THREADS status = llm_poll_link_event(dd_of(self), &info);
+    Py_END_ALLOW_THREADS return Py_BuildValue("(kKI)", (unsigned long)status,
+                                              (unsigned long long)info.cluster_id, info.state);
+}
+
+bool
+add_link_states(PyObject *module)
+{
+    return PyModule_AddIntConstant(module, "LINK_READY", LLM_LINK_READY) == 0;
+}
+
 // -> (status, [cluster id, ...])
 PyObject *
 instance_links(PyObject *self, PyObject *unused)

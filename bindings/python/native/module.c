@@ -104,7 +104,7 @@ PyInit__native(void)
                 add_type(module, "Progress", &progress_spec, &progress_type) &&
                 add_type(module, "Param", &param_spec, &param_type) &&
                 add_type(module, "Instance", &instance_spec, &instance_type) &&
-                add_transfer_kinds(module);
+                add_transfer_kinds(module) && add_link_states(module);
     if (!good)
         Py_CLEAR(module);
     return module;

@@ -94,6 +94,7 @@ PyObject *instance_link(PyObject *self, PyObject *args);
 PyObject *instance_unlink(PyObject *self, PyObject *args);
 PyObject *instance_link_info(PyObject *self, PyObject *number);
 PyObject *instance_links(PyObject *self, PyObject *unused);
+PyObject *instance_poll_link_event(PyObject *self, PyObject *unused);
 PyObject *instance_listen_port(PyObject *self, PyObject *number);
 PyObject *instance_check_link(PyObject *self, PyObject *number);
 
@@ -114,5 +115,7 @@ PyObject *instance_lease_close(PyObject *self, PyObject *number);
 
 // Adds PULL_CACHE and the other kinds of transfers.
 bool add_transfer_kinds(PyObject *module);
+// Adds LINK_READY.
+bool add_link_states(PyObject *module);
 
 #endif
