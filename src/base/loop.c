@@ -16,7 +16,7 @@ drain_wake(struct lli_source *source, uint32_t events)
 {
     uint64_t count;
     (void)events;
-    while (read(source->fd, &count, sizeof(count)) == (ssize_t)sizeof(count)) {
+    while (LLI_RETRY(read(source->fd, &count, sizeof(count))) == (ssize_t)sizeof(count)) {
     }
 }
 
@@ -196,15 +196,6 @@ lli_loop_start(struct lli_loop *loop)
     return LLM_SUCCESS;
 }
 
-static void
-wake_up(struct lli_loop *loop)
-{
-    uint64_t one = 1;
-    // Can only fail when the counter is full, and then the loop wakes up anyway.
-    ssize_t written = write(loop->wake.fd, &one, sizeof(one));
-    (void)written;
-}
-
 void
 lli_loop_stop(struct lli_loop *loop)
 {
@@ -213,7 +204,7 @@ lli_loop_stop(struct lli_loop *loop)
     pthread_mutex_lock(&loop->lock);
     loop->stopping = true;
     pthread_mutex_unlock(&loop->lock);
-    wake_up(loop);
+    lli_event_signal(loop->wake.fd);
     pthread_join(loop->thread, NULL);
     loop->started = false;
 }
@@ -236,7 +227,7 @@ lli_loop_post(struct lli_loop *loop, struct lli_task *task)
     pthread_mutex_lock(&loop->lock);
     lli_list_append(&loop->tasks, &task->node);
     pthread_mutex_unlock(&loop->lock);
-    wake_up(loop);
+    lli_event_signal(loop->wake.fd);
 }
 
 void

@@ -70,15 +70,21 @@ lli_cond_wait_until(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t deadli
     return pthread_cond_timedwait(cond, lock, &when) != ETIMEDOUT;
 }
 
+void
+lli_event_signal(int fd)
+{
+    uint64_t one = 1;
+    // Fails only when the counter is full, and then it is readable anyway.
+    ssize_t written = LLI_RETRY(write(fd, &one, sizeof(one)));
+    (void)written;
+}
+
 uint64_t
 lli_random_u64(void)
 {
     static _Atomic uint64_t count;
     uint64_t value = 0;
-    ssize_t got;
-    do {
-        got = getrandom(&value, sizeof(value), 0);
-    } while (got < 0 && errno == EINTR);
+    ssize_t got = LLI_RETRY(getrandom(&value, sizeof(value), 0));
     if (got == (ssize_t)sizeof(value))
         return value;
     // Forbidden here: others than our own numbers differ by time and process at least.
@@ -103,10 +109,10 @@ bool
 lli_boot_id(uint8_t ret_id[16])
 {
     char text[64];
-    int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+    int fd = LLI_RETRY(open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC));
     if (fd < 0)
         return false;
-    ssize_t length = read(fd, text, sizeof(text));
+    ssize_t length = LLI_RETRY(read(fd, text, sizeof(text)));
     close(fd);
 
     size_t num_digits = 0;
@@ -150,7 +156,7 @@ reopen_read_only(int fd)
 {
     char path[64];
     snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-    return open(path, O_RDONLY | O_CLOEXEC);
+    return LLI_RETRY(open(path, O_RDONLY | O_CLOEXEC));
 }
 
 int
@@ -159,8 +165,8 @@ lli_memory_file_create(const char *name, uint64_t bytes, void **ret_base)
     int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0)
         return -1;
-    if (bytes > INT64_MAX || ftruncate(fd, (off_t)bytes) != 0 ||
-        fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
+    if (bytes > INT64_MAX || LLI_RETRY(ftruncate(fd, (off_t)bytes)) != 0 ||
+        LLI_RETRY(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)) != 0)
         goto close_fd;
     void *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
     if (base == MAP_FAILED)
@@ -189,8 +195,8 @@ lli_memory_file_map(int fd, uint64_t bytes)
 {
     struct stat info;
     struct statfs system;
-    int seals = fcntl(fd, F_GET_SEALS);
-    if (seals < 0 || fstat(fd, &info) != 0 || fstatfs(fd, &system) != 0)
+    int seals = LLI_RETRY(fcntl(fd, F_GET_SEALS));
+    if (seals < 0 || fstat(fd, &info) != 0 || LLI_RETRY(fstatfs(fd, &system)) != 0)
         return NULL;
     // Without the seal the owner could shrink the file and kill us with SIGBUS; so could a file of huge
     // pages, of which there may be none when we look.
@@ -250,8 +256,8 @@ lli_tcp_connect_start(const struct sockaddr_in *local, const struct sockaddr_in 
     if (local->sin_port == 0)
         setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof(one));
     if (bind(fd, (const struct sockaddr *)local, sizeof(*local)) != 0 ||
-        (connect(fd, (const struct sockaddr *)remote, sizeof(*remote)) != 0 &&
-         errno != EINPROGRESS)) {
+        (LLI_RETRY(connect(fd, (const struct sockaddr *)remote, sizeof(*remote))) != 0 &&
+         errno != EINPROGRESS && errno != EALREADY && errno != EISCONN)) {
         int error = errno;
         close(fd);
         errno = error;
@@ -296,7 +302,7 @@ lli_unix_connect(const char *name)
     int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
         return -1;
-    if (connect(fd, (struct sockaddr *)&address, bytes) != 0) {
+    if (LLI_RETRY(connect(fd, (struct sockaddr *)&address, bytes)) != 0) {
         int error = errno;
         close(fd);
         errno = error;
@@ -310,7 +316,8 @@ lli_accept(int listen_fd, struct sockaddr_in *ret_peer)
 {
     struct sockaddr_storage peer = {0};
     socklen_t bytes = sizeof(peer);
-    int fd = accept4(listen_fd, (struct sockaddr *)&peer, &bytes, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    int fd = LLI_RETRY(
+        accept4(listen_fd, (struct sockaddr *)&peer, &bytes, SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (fd >= 0 && ret_peer != NULL && peer.ss_family == AF_INET)
         memcpy(ret_peer, &peer, sizeof(*ret_peer));
     return fd;

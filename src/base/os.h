@@ -2,10 +2,22 @@
 #ifndef LLI_OS_H
 #define LLI_OS_H
 
+#include <errno.h>
 #include <netinet/in.h>
 #include <pthread.h>
 
 #include "base/base.h"
+
+// The result of a system call that a signal doesn't end: it is made again.  The application's signals
+// may come in any thread of its own, at any rate.
+#define LLI_RETRY(call)                                                                            \
+    __extension__({                                                                                \
+        __typeof__(call) lli_result_;                                                              \
+        do {                                                                                       \
+            lli_result_ = (call);                                                                  \
+        } while (lli_result_ < 0 && errno == EINTR);                                               \
+        lli_result_;                                                                               \
+    })
 
 // Monotonic nanoseconds.  The one clock of the library.
 uint64_t lli_now_ns(void);
@@ -22,6 +34,9 @@ int lli_ms_until(uint64_t deadline_ns);
 void lli_cond_init(pthread_cond_t *cond);
 // False when the deadline has passed.  May wake early.
 bool lli_cond_wait_until(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t deadline_ns);
+
+// Makes an eventfd readable.
+void lli_event_signal(int fd);
 
 uint64_t lli_random_u64(void);
 

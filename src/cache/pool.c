@@ -135,7 +135,7 @@ return_pages(struct lli_pool *pool, uint64_t offset, uint64_t bytes)
     uint64_t end = (offset + bytes) & ~(page_bytes - 1);
     // MADV_REMOVE: fallocate would need a file that is not sealed against writing.
     if (end > first)
-        madvise(pool->base + first, end - first, MADV_REMOVE);
+        (void)LLI_RETRY(madvise(pool->base + first, end - first, MADV_REMOVE));
 }
 
 void

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/mem.h"
+#include "base/os.h"
 
 enum {
     // A peer that asks and doesn't read its answers is no longer read either.  Requests of our own
@@ -264,7 +265,7 @@ lli_conn_open(struct lli_loop *loop, int fd, void *owner,
 int
 lli_conn_detach(struct lli_conn *conn)
 {
-    int fd = fcntl(conn->source.fd, F_DUPFD_CLOEXEC, 0);
+    int fd = LLI_RETRY(fcntl(conn->source.fd, F_DUPFD_CLOEXEC, 0));
     lli_conn_close(conn);
     return fd;
 }

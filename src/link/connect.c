@@ -40,10 +40,7 @@ static bool
 wait_for(struct attempt *a, int fd, short events)
 {
     struct pollfd wait = {.fd = fd, .events = events};
-    int result;
-    do {
-        result = poll(&wait, 1, lli_ms_until(a->deadline_ns));
-    } while (result < 0 && errno == EINTR);
+    int result = LLI_RETRY(poll(&wait, 1, lli_ms_until(a->deadline_ns)));
     if (result == 0) {
         a->timed_out = true;
         snprintf(a->why, sizeof(a->why), "the time is up");

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include "base/mem.h"
+#include "base/os.h"
 
 enum { EVENTS_MAX = 1024, EVENTS_PER_LINK = 3 };
 
@@ -61,7 +62,6 @@ void
 lli_events_add_locked(struct lli_link *link, llm_link_state state)
 {
     struct lli_node *node = link->node;
-    uint64_t one = 1;
     if (lli_list_empty(&link->events))
         return;
     struct event *event = LLI_LIST_ENTRY(link->events.next, struct event, node);
@@ -74,8 +74,7 @@ lli_events_add_locked(struct lli_link *link, llm_link_state state)
         drop_oldest_locked(node);
     lli_list_append(&node->events, &event->node);
     node->num_events++;
-    ssize_t written = write(node->event_fd, &one, sizeof(one));
-    (void)written; // fails only when it is readable anyway
+    lli_event_signal(node->event_fd);
 }
 
 bool

@@ -31,7 +31,7 @@ send_with_fds(int fd, const struct lli_writer *w, const int *fds, size_t num_fds
         rights->cmsg_len = CMSG_LEN(num_fds * sizeof(int));
         memcpy(CMSG_DATA(rights), fds, num_fds * sizeof(int));
     }
-    return sendmsg(fd, &message, MSG_NOSIGNAL) == (ssize_t)w->size;
+    return LLI_RETRY(sendmsg(fd, &message, MSG_NOSIGNAL)) == (ssize_t)w->size;
 }
 
 static void
@@ -55,7 +55,7 @@ receive_with_fds(int fd, void *bytes, size_t bytes_max, int ret_fds[LLI_NUM_VIEW
         .msg_controllen = sizeof(control.bytes),
     };
     *ret_num_fds = 0;
-    ssize_t received = recvmsg(fd, &message, MSG_CMSG_CLOEXEC);
+    ssize_t received = LLI_RETRY(recvmsg(fd, &message, MSG_CMSG_CLOEXEC));
     if (received < 0)
         return -1;
     for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c != NULL; c = CMSG_NXTHDR(&message, c)) {
@@ -106,11 +106,7 @@ static bool
 wait_readable(int fd, uint64_t deadline_ns)
 {
     struct pollfd wait = {.fd = fd, .events = POLLIN};
-    int result;
-    do {
-        result = poll(&wait, 1, lli_ms_until(deadline_ns));
-    } while (result < 0 && errno == EINTR);
-    return result > 0;
+    return LLI_RETRY(poll(&wait, 1, lli_ms_until(deadline_ns))) > 0;
 }
 
 static struct lli_view *

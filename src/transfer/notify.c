@@ -5,6 +5,7 @@
 
 #include "base/log.h"
 #include "base/mem.h"
+#include "base/os.h"
 
 // An application that asks for notifications and never polls them must not cost all memory.
 enum { NOTIFICATIONS_MAX = 16384 };
@@ -87,9 +88,7 @@ lli_notifications_add(struct lli_notifications *notifications, uint64_t cluster_
         lli_free(notification);
         return false;
     }
-    uint64_t one = 1;
-    ssize_t written = write(notifications->fd, &one, sizeof(one));
-    (void)written; // fails only when it is readable anyway
+    lli_event_signal(notifications->fd);
     return true;
 }
 

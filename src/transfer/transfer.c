@@ -93,9 +93,7 @@ let_go(struct transfer *t)
 void
 lli_transfer_announce_end(struct lli_node *node)
 {
-    uint64_t one = 1;
-    ssize_t written = write(node->transfer_fd, &one, sizeof(one));
-    (void)written; // fails only when it is readable anyway
+    lli_event_signal(node->transfer_fd);
 }
 
 // All bytes before `position` have arrived.

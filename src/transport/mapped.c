@@ -89,7 +89,8 @@ read_some(struct lli_mapped_copy *copy, uint64_t end)
     struct iovec remote[PIECES_PER_READ];
     while (copy->position < end) {
         size_t num_pieces = collect_pieces(copy, end - copy->position, local, remote);
-        ssize_t got = process_vm_readv(copy->pid, local, num_pieces, remote, num_pieces, 0);
+        ssize_t got =
+            LLI_RETRY(process_vm_readv(copy->pid, local, num_pieces, remote, num_pieces, 0));
         if (got <= 0) {
             copy->error = got == 0 ? EFAULT : errno;
             return true;
@@ -110,7 +111,7 @@ read_piece(pid_t pid, void *dst, uintptr_t src, size_t bytes)
 {
     struct iovec local = {.iov_base = dst, .iov_len = bytes};
     struct iovec remote = {.iov_base = (void *)src, .iov_len = bytes};
-    ssize_t got = process_vm_readv(pid, &local, 1, &remote, 1, 0);
+    ssize_t got = LLI_RETRY(process_vm_readv(pid, &local, 1, &remote, 1, 0));
     if (got >= 0 && (size_t)got < bytes)
         errno = EFAULT;
     return got == (ssize_t)bytes;

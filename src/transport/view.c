@@ -43,7 +43,7 @@ can_read_process(const struct lli_view *view)
         .iov_base = (void *)(uintptr_t)(address + offsetof(struct lli_segment_header, incarnation)),
         .iov_len = sizeof(incarnation),
     };
-    ssize_t got = process_vm_readv(view->pid, &local, 1, &remote, 1, 0);
+    ssize_t got = LLI_RETRY(process_vm_readv(view->pid, &local, 1, &remote, 1, 0));
     if (got >= 0 && incarnation != view->incarnation)
         errno = ESRCH;
     return got == (ssize_t)sizeof(incarnation) && incarnation == view->incarnation;
@@ -62,7 +62,7 @@ prepare_reading(struct lli_view *view, pid_t pid, char *why, size_t why_size)
     }
     // First the descriptor, then the proof: what has been proved is what the descriptor watches.
     if (pid > 0)
-        view->pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+        view->pidfd = (int)LLI_RETRY(syscall(SYS_pidfd_open, pid, 0));
     if (view->pidfd >= 0 && can_read_process(view)) {
         view->can_read = true;
         return;
@@ -81,7 +81,8 @@ bool
 lli_view_is_alive(const struct lli_view *view)
 {
     struct pollfd wait = {.fd = view->pidfd, .events = POLLIN};
-    return view->pidfd < 0 || poll(&wait, 1, 0) == 0;
+    // Nothing but the descriptor's own word is a death.
+    return view->pidfd < 0 || LLI_RETRY(poll(&wait, 1, 0)) <= 0 || (wait.revents & POLLIN) == 0;
 }
 
 bool
@@ -94,10 +95,10 @@ lli_view_is_running(const struct lli_view *view)
     if (view->pidfd < 0 || !lli_view_is_alive(view))
         return false;
     snprintf(path, sizeof(path), "/proc/%d/stat", (int)view->pid);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = LLI_RETRY(open(path, O_RDONLY | O_CLOEXEC));
     if (fd < 0)
         return false;
-    ssize_t length = read(fd, text, sizeof(text) - 1);
+    ssize_t length = LLI_RETRY(read(fd, text, sizeof(text) - 1));
     close(fd);
     // "pid (name) state ...", where the name may hold anything.
     const char *after_name = length > 0 ? strrchr(text, ')') : NULL;

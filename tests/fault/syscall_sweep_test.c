@@ -3,6 +3,9 @@
 // a status that says so and an explanation, or does without; it writes no output when it fails, leaves
 // no descriptor and no mapping behind; and the same call works when it is repeated.
 //
+// A signal is no failure.  Before that, therefore, every call that a signal may interrupt is
+// interrupted, all of them once each and then one at a time, and everything must succeed, at once.
+//
 // Both ends of a link live in this process and share the count, with their threads; then one of them
 // in another process, each in turn.  The liveness time is the longest there is: nothing may depend
 // on a silence to end.
@@ -45,10 +48,18 @@ belongings(void)
 
 // ---- the sweep ----
 
+enum phase {
+    INTERRUPT_ALL, // every second call
+    INTERRUPT_ONE, // the n-th
+    FAIL_ONE,
+};
+
 struct sweep {
     const char *what;
-    uint64_t n;
+    enum phase phase;
+    uint64_t n; // 0: every second
     unsigned variant;
+    bool struck;
     unsigned num_struck;
     unsigned num_strays;
     struct end *ends[2];
@@ -80,19 +91,23 @@ settle(const struct sweep *sweep)
 static void
 arm(struct sweep *sweep)
 {
-    struct syscalls_plan plan = {.deed = SYSCALLS_FAIL, .n = sweep->n, .variant = sweep->variant};
+    struct syscalls_plan plan = {
+        .deed = sweep->phase == FAIL_ONE ? SYSCALLS_FAIL : SYSCALLS_INTERRUPT,
+        .n = sweep->n,
+        .variant = sweep->variant,
+    };
     settle(sweep);
     if (sweep->n > SWEEP_MAX)
         fail_sweep(sweep, "still failing after %d", SWEEP_MAX);
     lli_set_last_error("");
     sweep->start = now_ms();
     if (sweep->there)
-        other_ask(sweep->other, "arm %" PRIu64 " %u", plan.n, plan.variant);
+        other_ask(sweep->other, "arm %d %" PRIu64 " %u", (int)plan.deed, plan.n, plan.variant);
     else
         syscalls_arm(&plan);
 }
 
-// True if the failure has struck; else the sweep is over.  Moves on to the next one.
+// False when no call was left to fail: the sweep is over.
 static bool
 disarm(struct sweep *sweep)
 {
@@ -113,15 +128,21 @@ disarm(struct sweep *sweep)
     if (took > BOUND_MS)
         fail_sweep(sweep, "it took %" PRIu64 " ms", took);
     sweep->num_struck += struck;
-    return struck;
+    sweep->struck = struck;
+    return struck || sweep->phase != FAIL_ONE;
 }
 
-// To the next error of this call, or to the next call.
+// To the next error of this call, or to the next call, or to the next phase.
 static void
 move_on(struct sweep *sweep)
 {
     int error;
     unsigned num_errors;
+    if (sweep->phase == INTERRUPT_ALL || (sweep->phase == INTERRUPT_ONE && !sweep->struck)) {
+        sweep->phase++;
+        sweep->n = 1;
+        return;
+    }
     if (sweep->there)
         num_errors = 3;
     else
@@ -136,7 +157,8 @@ static void
 sweep_begin(struct sweep *sweep, const char *what)
 {
     sweep->what = what;
-    sweep->n = 1;
+    sweep->phase = INTERRUPT_ALL;
+    sweep->n = 0;
     sweep->variant = 0;
     sweep->num_struck = sweep->num_strays = 0;
 }
@@ -153,6 +175,8 @@ check_failure(const struct sweep *sweep, llm_status status, const llm_status *al
 {
     char why[512];
     bool found = false;
+    if (sweep->phase != FAIL_ONE)
+        fail_sweep(sweep, "it answers %s", llm_status_name(status));
     for (size_t i = 0; i < num_allowed; i++)
         found |= status == allowed[i];
     if (!found)
@@ -356,6 +380,15 @@ unlink_both(struct pair *pair)
         assert_ok(end_unlink(&pair->owner, USER, 0, true));
 }
 
+// After a failure, which signals aren't.
+static void
+relink_broken(struct pair *pair)
+{
+    if (pair->sweep.phase != FAIL_ONE)
+        fail_sweep(&pair->sweep, "the link to cluster %d is broken", OWNER);
+    relink(pair);
+}
+
 static void
 check_pull(struct pair *pair)
 {
@@ -364,7 +397,7 @@ check_pull(struct pair *pair)
     llm_status status = job_run(&job, &pair->user, &pair->of_user);
     // What failed at the other end may be noticed here a moment later.
     if (status == LLM_FAILED && pair->sweep.other != NULL && !are_linked(pair)) {
-        relink(pair);
+        relink_broken(pair);
         status = job_run(&job, &pair->user, &pair->of_user);
     }
     if (status != LLM_SUCCESS)
@@ -403,7 +436,7 @@ sweep_link(struct pair *pair, const char *what)
         // The connection of a link that had been made may be what failed.
         if (!are_linked(pair)) {
             assert_true(struck);
-            relink(pair);
+            relink_broken(pair);
         }
         check_pull(pair);
         unlink_both(pair);
@@ -542,7 +575,7 @@ sweep_transfer(struct pair *pair, const char *what, bool push, bool slot, enum w
         struck = disarm(sweep);
         if (status == LLM_FAILED && !struck && sweep->num_strays++ < STRAYS_MAX) {
             // What failed there a moment ago has broken the link now: this number again.
-            relink(pair);
+            relink_broken(pair);
             struck = true;
             continue;
         }
@@ -556,7 +589,7 @@ sweep_transfer(struct pair *pair, const char *what, bool push, bool slot, enum w
             assert_true(kv_holds(&pair->of_user, 9, SLOTS, 0));
         }
         if (!are_linked(pair))
-            relink(pair);
+            relink_broken(pair);
         if (status != LLM_SUCCESS) {
             kv_fill(&pair->of_user, push ? 5 : 0);
             // The other end may notice a moment later that the link was broken.
@@ -696,7 +729,7 @@ test_keys_and_leases(void **state)
             assert_ok(llm_lease_close(pair.owner.dd, lease));
             assert_ok(llm_remove_cache_key(pair.owner.dd, &keys[1]));
             if (!are_linked(&pair))
-                relink(&pair);
+                relink_broken(&pair);
         }
         sweep_end(&pair.sweep);
         assert_true(pair.sweep.num_struck > 20);
@@ -746,11 +779,13 @@ test_caches_and_copies(void **state)
         kv_free(&kv);
         // kv_open maps memory of its own, which the library has no part in.
         struck = disarm(sweep);
+        bool was_struck = sweep->struck;
         kv_map(&kv, LAYOUT_ODD, TENSORS, SLOTS, 3000);
         arm(sweep);
         kv_register(&kv, &pair.user);
         assert_ok(llm_unregister_kv_cache(pair.user.dd, kv.id));
         struck |= disarm(sweep);
+        sweep->struck |= was_struck;
         kv_free(&kv);
         await_rest(sweep);
     }
@@ -786,9 +821,11 @@ test_finalize(void **state)
 static bool
 other_obeys(struct talk *talk, const char *command, const char *words)
 {
-    struct syscalls_plan plan = {.deed = SYSCALLS_FAIL};
+    struct syscalls_plan plan = {0};
     if (strcmp(command, "arm") == 0) {
-        assert_int_equal(sscanf(words, "%" SCNu64 " %u", &plan.n, &plan.variant), 2);
+        int deed;
+        assert_int_equal(sscanf(words, "%d %" SCNu64 " %u", &deed, &plan.n, &plan.variant), 3);
+        plan.deed = (enum syscalls_deed)deed;
         syscalls_arm(&plan);
         talk_say(talk, "0");
         return true;

@@ -19,45 +19,46 @@
 
 enum { ERRORS_MAX = 6 };
 
-// X(name, does it talk to others?, the errors that it may have, the first ones best)
+// X(name, does it talk to others?, may a signal interrupt it?, the other errors that it may have, the
+// first ones best)
 //
 // Closing and unmapping don't fail in ways that a program can do anything about; what is written are
 // eventfds, which fail when they are readable anyway; epoll_ctl fails when it adds, else it can't.
 #define CALLS(X)                                                                                   \
-    X(accept4, true, EMFILE, ENFILE, ENOMEM, ECONNABORTED, EINTR)                                  \
-    X(bind, false, EADDRINUSE, EADDRNOTAVAIL)                                                      \
-    X(close, true, 0)                                                                              \
-    X(connect, true, ECONNREFUSED, EADDRNOTAVAIL, EAGAIN, ETIMEDOUT)                               \
-    X(epoll_create1, false, EMFILE, ENOMEM)                                                        \
-    X(epoll_ctl, false, ENOMEM, ENOSPC)                                                            \
-    X(epoll_wait, false, EINTR)                                                                    \
-    X(eventfd, false, EMFILE, ENOMEM)                                                              \
-    X(fcntl, false, EMFILE, EPERM)                                                                 \
-    X(fstat, false, ENOMEM)                                                                        \
-    X(fstatfs, false, ENOMEM)                                                                      \
-    X(ftruncate, false, ENOMEM, EPERM)                                                             \
-    X(getrandom, false, EINTR)                                                                     \
-    X(getsockname, false, ENOBUFS)                                                                 \
-    X(getsockopt, false, ENOBUFS)                                                                  \
-    X(listen, false, EADDRINUSE)                                                                   \
-    X(madvise, false, EINVAL)                                                                      \
-    X(memfd_create, false, EMFILE, ENOMEM)                                                         \
-    X(mmap, false, ENOMEM)                                                                         \
-    X(open, false, EMFILE, ENOENT, EACCES)                                                         \
-    X(poll, false, EINTR, ENOMEM)                                                                  \
-    X(process_vm_readv, true, EPERM, ENOMEM, ENOSYS, ESRCH)                                        \
-    X(pthread_create, false, EAGAIN)                                                               \
-    X(read, false, EINTR, EIO)                                                                     \
-    X(recv, true, ECONNRESET, EINTR, EAGAIN, ETIMEDOUT)                                            \
-    X(recvmsg, true, ECONNRESET, EINTR, EAGAIN, ENOMEM)                                            \
-    X(send, true, ECONNRESET, EPIPE, EINTR, EAGAIN)                                                \
-    X(sendmsg, true, EPIPE, EINTR, EAGAIN, ENOBUFS)                                                \
-    X(setsockopt, false, ENOPROTOOPT)                                                              \
-    X(shutdown, true, ENOTCONN)                                                                    \
-    X(socket, false, EMFILE, ENOBUFS)                                                              \
-    X(syscall, false, ENOSYS, EPERM, EMFILE)                                                       \
-    X(sysinfo, false, EFAULT)                                                                      \
-    X(write, false, 0)
+    X(accept4, true, true, EMFILE, ENFILE, ENOMEM, ECONNABORTED)                                   \
+    X(bind, false, false, EADDRINUSE, EADDRNOTAVAIL)                                               \
+    X(close, true, false, 0)                                                                       \
+    X(connect, true, true, ECONNREFUSED, EADDRNOTAVAIL, EAGAIN, ETIMEDOUT)                         \
+    X(epoll_create1, false, false, EMFILE, ENOMEM)                                                 \
+    X(epoll_ctl, false, false, ENOMEM, ENOSPC)                                                     \
+    X(epoll_wait, false, true, 0)                                                                  \
+    X(eventfd, false, false, EMFILE, ENOMEM)                                                       \
+    X(fcntl, false, true, EMFILE, EPERM)                                                           \
+    X(fstat, false, false, ENOMEM)                                                                 \
+    X(fstatfs, false, true, ENOMEM)                                                                \
+    X(ftruncate, false, true, ENOMEM, EPERM)                                                       \
+    X(getrandom, false, true, 0)                                                                   \
+    X(getsockname, false, false, ENOBUFS)                                                          \
+    X(getsockopt, false, false, ENOBUFS)                                                           \
+    X(listen, false, false, EADDRINUSE)                                                            \
+    X(madvise, false, true, EINVAL)                                                                \
+    X(memfd_create, false, false, EMFILE, ENOMEM)                                                  \
+    X(mmap, false, false, ENOMEM)                                                                  \
+    X(open, false, true, EMFILE, ENOENT, EACCES)                                                   \
+    X(poll, false, true, ENOMEM)                                                                   \
+    X(process_vm_readv, true, true, EPERM, ENOMEM, ENOSYS, ESRCH)                                  \
+    X(pthread_create, false, false, EAGAIN)                                                        \
+    X(read, false, true, EIO)                                                                      \
+    X(recv, true, true, ECONNRESET, EAGAIN, ETIMEDOUT)                                             \
+    X(recvmsg, true, true, ECONNRESET, EAGAIN, ENOMEM)                                             \
+    X(send, true, true, ECONNRESET, EPIPE, EAGAIN)                                                 \
+    X(sendmsg, true, true, EPIPE, EAGAIN, ENOBUFS)                                                 \
+    X(setsockopt, false, false, ENOPROTOOPT)                                                       \
+    X(shutdown, true, false, ENOTCONN)                                                             \
+    X(socket, false, false, EMFILE, ENOBUFS)                                                       \
+    X(syscall, false, true, ENOSYS, EPERM, EMFILE)                                                 \
+    X(sysinfo, false, false, EFAULT)                                                               \
+    X(write, false, true, 0)
 
 enum call {
 #define CALL_ENUM(name, ...) CALL_##name,
@@ -68,9 +69,11 @@ enum call {
 static const struct kind {
     const char *name;
     bool is_message;
+    bool can_be_interrupted;
     int errors[ERRORS_MAX];
 } kinds[] = {
-#define CALL_KIND(name, is_message, ...) {#name, is_message, {__VA_ARGS__}},
+#define CALL_KIND(name, is_message, can_be_interrupted, ...)                                       \
+    {#name, is_message, can_be_interrupted, {__VA_ARGS__}},
     CALLS(CALL_KIND)
 #undef CALL_KIND
 };
@@ -120,7 +123,7 @@ syscalls_struck(int *ret_error, unsigned *ret_num_errors)
     int call = struck;
     *ret_error = struck_error;
     pthread_mutex_unlock(&lock);
-    *ret_num_errors = call < 0 ? 0 : num_errors(&kinds[call]);
+    *ret_num_errors = call < 0 ? 0 : plan.deed == SYSCALLS_INTERRUPT ? 1 : num_errors(&kinds[call]);
     return call < 0 ? "nothing" : kinds[call].name;
 }
 
@@ -128,6 +131,25 @@ void
 syscalls_exempt(int fd)
 {
     exempt_fd = fd;
+}
+
+static bool
+counts_in_plan(const struct kind *kind)
+{
+    if (plan.messages && !kind->is_message)
+        return false;
+    if (plan.deed == SYSCALLS_INTERRUPT)
+        return kind->can_be_interrupted;
+    return plan.deed != SYSCALLS_FAIL || num_errors(kind) > 0;
+}
+
+// Every other call of the thread, so that each works when it is made again.
+static bool
+is_next(void)
+{
+    static _Thread_local bool was_struck;
+    was_struck = !was_struck;
+    return was_struck;
 }
 
 // Is this the call?  If it must fail, with which error?
@@ -138,11 +160,14 @@ is_chosen(enum call call, enum syscalls_deed *ret_deed, int *ret_error)
     unsigned count = num_errors(kind);
     bool chosen = false;
     pthread_mutex_lock(&lock);
-    if (armed && (!plan.messages || kind->is_message) && (plan.deed != SYSCALLS_FAIL || count > 0))
-        chosen = ++counted == plan.n;
+    if (armed && counts_in_plan(kind))
+        chosen = plan.n == 0 ? is_next() : ++counted == plan.n;
     if (chosen) {
         struck = (int)call;
-        struck_error = *ret_error = kind->errors[plan.variant < count ? plan.variant : 0];
+        struck_error = plan.deed == SYSCALLS_INTERRUPT
+                           ? EINTR
+                           : kind->errors[plan.variant < count ? plan.variant : 0];
+        *ret_error = struck_error;
         *ret_deed = plan.deed;
     }
     pthread_mutex_unlock(&lock);
@@ -163,9 +188,10 @@ before(enum call call, bool counts, bool *ret_kill)
     if (deed == SYSCALLS_STOP_BEFORE)
         raise(SIGSTOP);
     *ret_kill = deed == SYSCALLS_KILL_AFTER;
-    if (deed == SYSCALLS_FAIL)
+    bool fails = deed == SYSCALLS_FAIL || deed == SYSCALLS_INTERRUPT;
+    if (fails)
         errno = error;
-    return deed == SYSCALLS_FAIL;
+    return fails;
 }
 
 // A function with these parameters, in the place of the system's; `counts`: which of its calls.

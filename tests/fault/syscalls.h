@@ -9,6 +9,7 @@
 
 enum syscalls_deed {
     SYSCALLS_FAIL,        // it isn't made, and answers with an error
+    SYSCALLS_INTERRUPT,   // likewise, with EINTR: a signal has come
     SYSCALLS_KILL_BEFORE, // SIGKILL instead of it
     SYSCALLS_KILL_AFTER,  // it is made first
     SYSCALLS_STOP_BEFORE, // SIGSTOP first
@@ -16,7 +17,7 @@ enum syscalls_deed {
 
 struct syscalls_plan {
     enum syscalls_deed deed;
-    uint64_t n;       // the n-th call from now on, 1 = the next, in whatever thread
+    uint64_t n; // the n-th call from now on, 1 = the next, in whatever thread; 0: every second
     unsigned variant; // to fail: which of the errors that this call may have
     bool messages;    // only calls that talk to others count
 };
