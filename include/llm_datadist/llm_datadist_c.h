@@ -897,8 +897,14 @@ typedef enum llm_log_level {
     LLM_LOG_DEBUG = 4  /* per transfer */
 } llm_log_level;
 
-/* Receives one line without a newline.  Called on any thread, several at once; must not call the
- * library. */
+/* The log.  A line names the instance, the part that speaks, and the event: "cluster 2: link: ...".
+ * On standard error date, time, zone, process and level come before it.  There nothing waits for a
+ * reader: what a full pipe or terminal doesn't take is lost, and the next line says how many were.  Of
+ * errors and warnings a place in the code says the same text once a second, and at most 50 texts; how
+ * many were left out follows.  llm_last_error knows each failure all the same.
+ *
+ * A sink receives one line without a newline.  Called on any thread, several at once, and never under a
+ * lock of the library's; must not call the library. */
 typedef void (*llm_log_sink)(void *arg, llm_log_level level, const char *line);
 
 /* Sends the log of this process to `sink`; NULL restores standard error. */

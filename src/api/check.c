@@ -10,6 +10,7 @@ lli_check_initialized(const llm_datadist *dd, const char *call)
     if (!atomic_load(&dd->initialized))
         return lli_fail(LLM_FAILED, "api", "%s: cluster %llu is not initialized", call,
                         (unsigned long long)dd->cluster_id);
+    lli_log_speak_for(dd->cluster_id);
     return LLM_SUCCESS;
 }
 

@@ -72,6 +72,7 @@ llm_initialize(llm_datadist *dd, const llm_option *options, size_t num_options)
 {
     if (dd == NULL)
         return lli_fail(LLM_FAILED, "api", "llm_initialize: the instance is NULL");
+    lli_log_speak_for(dd->cluster_id);
     pthread_mutex_lock(&dd->life_lock);
     llm_status status = initialize_locked(dd, options, num_options);
     pthread_mutex_unlock(&dd->life_lock);

@@ -20,6 +20,15 @@ llm_status lli_fail(llm_status status, const char *room, const char *format, ...
 #define lli_fail(status, ...) (lli_fail(status, __VA_ARGS__), (llm_status)(status))
 #endif
 
+// Lines of this thread name that instance from now on.
+void lli_log_speak_for(uint64_t cluster_id);
+
+// Tells what repeated itself too often to be said each time (log_limit.h).  Called now and then.
+void lli_log_left_out(uint64_t now_ns);
+
+// Control characters become '?': texts of peers and callers are shown, and returned.
+void lli_clean_text(char *text);
+
 // Same, without the log line: keeps the text of an error that another thread has logged.
 void lli_set_last_error(const char *text);
 

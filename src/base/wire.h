@@ -4,6 +4,7 @@
 #define LLI_WIRE_H
 
 #include "base/base.h"
+#include "base/log.h"
 
 struct lli_writer {
     uint8_t *bytes;
@@ -128,7 +129,8 @@ lli_read_bytes(struct lli_reader *r, void *bytes, size_t num_bytes)
     r->position += num_bytes;
 }
 
-// Reads a text into `text`, always closed with a zero.  A text that doesn't fit is an error.
+// Reads a text into `text`, always closed with a zero, and cleaned: it will be shown, or returned to
+// the application.  A text that doesn't fit is an error.
 static inline void
 lli_read_text(struct lli_reader *r, char *text, size_t text_size)
 {
@@ -140,6 +142,7 @@ lli_read_text(struct lli_reader *r, char *text, size_t text_size)
     }
     memcpy(text, r->bytes + r->position, length);
     text[length] = '\0';
+    lli_clean_text(text);
     r->position += length;
 }
 

@@ -36,6 +36,8 @@ static void
 tick(void *arg, uint64_t now_ns)
 {
     struct llm_datadist *dd = arg;
+    lli_log_speak_for(dd->cluster_id);
+    lli_log_left_out(now_ns);
     lli_links_tick(&dd->node);
     lli_accept_tick(&dd->node);
     lli_transfers_tick(&dd->node, now_ns);

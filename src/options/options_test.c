@@ -11,6 +11,7 @@
 #include <jansson.h>
 
 #include "base/log.h"
+#include "base/log_limit.h"
 #include "base/mem.h"
 
 #define DEVICE                                                                                     \
@@ -87,6 +88,7 @@ static llm_status
 parse(const llm_option *options, size_t num_options, llm_role role, struct lli_options *ret_options)
 {
     memset(&logged, 0, sizeof(logged));
+    lli_log_begin_anew();
     memset(ret_options, 0x5a, sizeof(*ret_options));
     llm_status status = lli_options_parse(options, num_options, role, ret_options);
     if (status != LLM_SUCCESS) {
@@ -664,6 +666,7 @@ pool_tiers_are_checked_as_in_the_specification(void **state)
         struct lli_options o;
         llm_option options[] = {DEVICE, {LLM_OPTION_BUF_POOL_CFG, cases[i].value}};
         memset(&logged, 0, sizeof(logged));
+        lli_log_begin_anew();
         // The tiers are no business of the first half.
         assert_int_equal(lli_options_parse(options, 2, LLM_ROLE_DECODER, &o), LLM_SUCCESS);
         assert_non_null(o.pool_json);

@@ -2,6 +2,7 @@
 //
 // Input: a letter for the role (P, D or M), then lines of key=value.
 #include "base/log.h"
+#include "base/log_limit.h"
 #include "fuzz/fuzz.h"
 #include "options/options.h"
 
@@ -88,6 +89,7 @@ try_initialize(const llm_option *pairs, size_t num_pairs, llm_role role)
 {
     struct lli_options o;
     num_errors = 0;
+    lli_log_begin_anew();
     llm_set_log_level(LLM_LOG_DEBUG); // a run before may have changed it
     llm_status status = lli_options_parse(pairs, num_pairs, role, &o);
     if (status == LLM_SUCCESS) {
@@ -109,6 +111,7 @@ try_set_role(const llm_option *pairs, size_t num_pairs)
     bool given;
     struct lli_listen_address address;
     num_errors = 0;
+    lli_log_begin_anew();
     llm_status status = lli_options_parse_set_role(pairs, num_pairs, &given, &address);
     MUST(num_errors == (status == LLM_SUCCESS ? 0 : 1));
     MUST(status == LLM_SUCCESS || !given);
