@@ -571,6 +571,34 @@ test_set_role_needs_no_option(void **state)
     kv_free(&in_connector);
 }
 
+static void
+test_set_role_moves_the_listener(void **state)
+{
+    (void)state;
+    struct end listener;
+    struct end connector;
+    uint16_t port;
+    char here[32];
+    llm_option listen[] = {{LLM_OPTION_LISTEN_IP_INFO, here}};
+    open_pair(&listener, &connector);
+    // To where it is: nothing happens to it.
+    snprintf(here, sizeof(here), "127.0.0.1:%u", (unsigned)listener.port);
+    assert_ok(llm_set_role(listener.dd, LLM_ROLE_MIX, listen, 1));
+    assert_ok(llm_get_listen_port(listener.dd, 0, &port));
+    assert_int_equal(port, listener.port);
+    assert_ok(end_link(&connector, LISTENER, port));
+    assert_ok(end_unlink(&connector, LISTENER, port, false));
+    // Elsewhere.
+    snprintf(here, sizeof(here), "127.0.0.1:0");
+    assert_ok(llm_set_role(listener.dd, LLM_ROLE_PROMPT, listen, 1));
+    assert_ok(llm_get_listen_port(listener.dd, 0, &port));
+    assert_int_not_equal(port, listener.port);
+    assert_status(end_link(&connector, LISTENER, listener.port), LLM_LINK_FAILED);
+    assert_ok(end_link(&connector, LISTENER, port));
+    end_close(&listener);
+    end_close(&connector);
+}
+
 // ---- transfers ----
 
 static void
@@ -728,6 +756,94 @@ test_a_transfer_that_runs_out_of_time(void **state)
     }
 }
 
+// ---- what the original's second generation does otherwise, on purpose ----
+
+// Allocation and local copies, which it refuses.
+static void
+test_allocating_and_copying_work_here(void **state)
+{
+    (void)state;
+    struct end end;
+    struct kv from;
+    struct kv to;
+    struct end_setup setup = {.id = CONNECTOR};
+    end_open(&end, &setup);
+    kv_allocate(&from, &end, 2, SLOTS, STRIDE);
+    kv_allocate(&to, &end, 2, SLOTS, STRIDE);
+    kv_fill(&from, SEED);
+    kv_fill(&to, 0);
+    int64_t shape[] = {SLOTS, STRIDE};
+    llm_cache_desc desc = {
+        .struct_size = sizeof(desc),
+        .placement = LLM_PLACEMENT_DEVICE,
+        .num_tensors = 2,
+        .data_type = LLM_DT_UINT8,
+        .shape = shape,
+        .num_dims = LENGTH(shape),
+    };
+    llm_cache source = {.struct_size = sizeof(source),
+                        .cache_id = from.id,
+                        .desc = &desc,
+                        .tensor_addrs = (uintptr_t *)from.addresses,
+                        .num_tensor_addrs = 2};
+    llm_cache target = source;
+    target.cache_id = to.id;
+    target.tensor_addrs = (uintptr_t *)to.addresses;
+    uint64_t block = 1;
+    const uint64_t *lists[] = {&(uint64_t){3}};
+    assert_ok(llm_copy_kv_cache(end.dd, &source, &target, 2, 0, 0, -1));
+    assert_ok(llm_copy_kv_blocks(end.dd, &source, &target, &block, 1, lists, &(size_t){1}, 1));
+    for (uint32_t t = 0; t < 2; t++) {
+        assert_true(kv_slot_holds(&to, t, 0, SEED, t, 2));
+        assert_true(kv_slot_holds(&to, t, 1, 0, 0, 0));
+        assert_true(kv_slot_holds(&to, t, 3, SEED, t, 1));
+    }
+    assert_ok(llm_deallocate_cache(end.dd, from.id));
+    assert_status(llm_deallocate_cache(end.dd, from.id), LLM_KV_CACHE_NOT_EXIST);
+    end_close(&end);
+    kv_free(&from);
+    kv_free(&to);
+}
+
+// The place of a remote slot is the remote stride's affair, whatever is the local one.
+static void
+test_a_slot_begins_by_the_stride_of_its_owner(void **state)
+{
+    (void)state;
+    struct end listener;
+    struct end connector;
+    struct kv wide;
+    struct kv narrow;
+    open_pair(&listener, &connector);
+    assert_ok(end_link(&connector, LISTENER, listener.port));
+    kv_open(&wide, &listener, 2, SLOTS, 3 * (uint64_t)STRIDE);
+    kv_open(&narrow, &connector, 2, SLOTS, STRIDE);
+    kv_fill(&wide, SEED);
+    kv_fill(&narrow, 0);
+    llm_cache target = kv_cache(&narrow);
+    llm_cache_index index = {.struct_size = sizeof(index),
+                             .cluster_id = LISTENER,
+                             .cache_id = wide.id,
+                             .batch_index = 2};
+    assert_ok(llm_pull_kv_cache(connector.dd, &index, &target, 1, -1, NULL));
+    for (uint32_t t = 0; t < 2; t++) {
+        // Slot 2 of three times the stride begins where slot 6 of the simple one would.
+        assert_true(kv_slot_holds(&narrow, t, 1, SEED, t, 6));
+        assert_true(kv_slot_holds(&narrow, t, 0, 0, 0, 0));
+    }
+    // Blocks are known by number alone, and some must be named.
+    uint64_t block = 0;
+    assert_status(llm_pull_kv_blocks(connector.dd, &index, &target, &block, 1, &block, 1, NULL),
+                  LLM_PARAM_INVALID);
+    index.batch_index = 0;
+    assert_status(llm_pull_kv_blocks(connector.dd, &index, &target, NULL, 0, NULL, 0, NULL),
+                  LLM_PARAM_INVALID);
+    end_close(&listener);
+    end_close(&connector);
+    kv_free(&wide);
+    kv_free(&narrow);
+}
+
 int
 main(int argc, char **argv)
 {
@@ -745,10 +861,13 @@ main(int argc, char **argv)
         KIT_TEST(test_unlinking),
         KIT_TEST(test_linking_each_other_at_once),
         KIT_TEST(test_set_role_needs_no_option),
+        KIT_TEST(test_set_role_moves_the_listener),
         KIT_TEST(test_pulling_from_oneself),
         KIT_TEST(test_the_id_is_all_that_a_push_needs),
         KIT_TEST(test_the_checks_of_transfers_in_order),
         KIT_TEST(test_a_transfer_that_runs_out_of_time),
+        KIT_TEST(test_allocating_and_copying_work_here),
+        KIT_TEST(test_a_slot_begins_by_the_stride_of_its_owner),
     };
     return kit_main(argc, argv, tests, LENGTH(tests));
 }
