@@ -150,6 +150,13 @@ lli_physical_memory_bytes(void)
     return (uint64_t)info.totalram * info.mem_unit;
 }
 
+// A core dump would bring in every page of a sparse file, and hold the caches of a peer.
+static void
+keep_out_of_dumps(void *base, uint64_t bytes)
+{
+    (void)madvise(base, bytes, MADV_DONTDUMP);
+}
+
 // A second descriptor for the same file that can't be mapped writable.
 static int
 reopen_read_only(int fd)
@@ -171,6 +178,7 @@ lli_memory_file_create(const char *name, uint64_t bytes, void **ret_base)
     void *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
     if (base == MAP_FAILED)
         goto close_fd;
+    keep_out_of_dumps(base, bytes);
     // What peers get can only be read.  (F_SEAL_FUTURE_WRITE would also forbid returning pages.)
     int read_only_fd = reopen_read_only(fd);
     if (read_only_fd < 0)
@@ -206,7 +214,10 @@ lli_memory_file_map(int fd, uint64_t bytes)
         return NULL;
     }
     void *base = mmap(NULL, bytes, PROT_READ, MAP_SHARED | MAP_NORESERVE, fd, 0);
-    return base == MAP_FAILED ? NULL : base;
+    if (base == MAP_FAILED)
+        return NULL;
+    keep_out_of_dumps(base, bytes);
+    return base;
 }
 
 int

@@ -49,11 +49,11 @@ int lli_thread_start(pthread_t *thread, const char *name, void *(*main)(void *),
 uint64_t lli_physical_memory_bytes(void);
 
 // A memory file of fixed size, mapped writable here.  The descriptor is for others: it is read-only,
-// and the file can neither shrink nor grow.  -1 and errno on failure.
+// and the file can neither shrink nor grow.  Core dumps leave it out.  -1 and errno on failure.
 int lli_memory_file_create(const char *name, uint64_t bytes, void **ret_base);
 
 // Maps somebody's memory file read-only, after checking that its size is `bytes` and can't shrink,
-// and that it is of ordinary pages.
+// and that it is of ordinary pages.  Core dumps leave it out.
 // NULL and errno on failure.
 const void *lli_memory_file_map(int fd, uint64_t bytes);
 

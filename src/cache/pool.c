@@ -127,22 +127,38 @@ lli_pool_alloc(struct lli_pool *pool, uint64_t bytes, uint64_t *ret_offset)
     return ok;
 }
 
-// Whole pages inside the range go back to the system; peers that still look see zeros.
 static void
 return_pages(struct lli_pool *pool, uint64_t offset, uint64_t bytes)
 {
-    uint64_t first = lli_round_up(offset, page_bytes);
-    uint64_t end = (offset + bytes) & ~(page_bytes - 1);
     // MADV_REMOVE: fallocate would need a file that is not sealed against writing.
-    if (end > first)
-        (void)LLI_RETRY(madvise(pool->base + first, end - first, MADV_REMOVE));
+    if (LLI_RETRY(madvise(pool->base + offset, bytes, MADV_REMOVE)) == 0)
+        return;
+    int error = errno;
+    memset(pool->base + offset, 0, bytes); // NOLINT: within the pool
+    if (!pool->keeps_pages)
+        lli_log(LLM_LOG_WARN, "pool",
+                "the memory of freed caches doesn't go back to the system: %s", strerror(error));
+    pool->keeps_pages = true;
+}
+
+// Whoever still looks sees zeros: whole pages go back to the system, others hold neighbours too.
+static void
+clear(struct lli_pool *pool, uint64_t offset, uint64_t bytes)
+{
+    uint64_t end = offset + bytes;
+    uint64_t first_page = lli_min(lli_round_up(offset, page_bytes), end);
+    uint64_t end_page = lli_max(end & ~(page_bytes - 1), first_page);
+    memset(pool->base + offset, 0, first_page - offset);
+    memset(pool->base + end_page, 0, end - end_page);
+    if (end_page > first_page)
+        return_pages(pool, first_page, end_page - first_page);
 }
 
 void
 lli_pool_free(struct lli_pool *pool, uint64_t offset, uint64_t bytes)
 {
     pool->bytes_used -= bytes;
-    return_pages(pool, offset, bytes);
+    clear(pool, offset, bytes);
     if (pool->num_classes == 0) {
         lli_extents_give(&pool->extents, offset, lli_round_up(bytes, LLI_POOL_ALIGN));
         return;

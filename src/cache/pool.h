@@ -22,6 +22,7 @@ struct lli_pool {
     struct lli_extents extents; // what no tier has taken
     struct lli_pool_class *classes;
     size_t num_classes; // 0: allocations come straight from `extents`
+    bool keeps_pages;   // the system doesn't take them back, which has been said
 };
 
 // `bytes` 0: the sum of the tiers, or without tiers as much as the machine has memory.  Only memory
@@ -32,7 +33,8 @@ void lli_pool_close(struct lli_pool *pool);
 
 // False when the pool, or the tier that serves this size, is exhausted.
 bool lli_pool_alloc(struct lli_pool *pool, uint64_t bytes, uint64_t *ret_offset);
-// `bytes` as given to alloc.  The pages go back to the system.
+// `bytes` as given to alloc.  The pages go back to the system; nobody who maps the pool sees what
+// was in there any more.
 void lli_pool_free(struct lli_pool *pool, uint64_t offset, uint64_t bytes);
 
 #endif

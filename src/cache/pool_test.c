@@ -1,6 +1,7 @@
 // The memory of a device: alignment, tiers, exhaustion, reuse, pages that go back.
 #include "cache/pool.h"
 
+#include <sys/mman.h>
 #include <sys/stat.h>
 
 #include "base/mem.h"
@@ -125,6 +126,61 @@ test_only_touched_memory_is_taken_and_freed_pages_go_back(void **state)
     // Whoever still looks sees zeros.
     for (size_t i = 0; i < 64 * PAGE; i++)
         assert_int_equal(pool.base[offset + i], 0);
+    lli_pool_close(&pool);
+}
+
+static void
+assert_zeros(const struct lli_pool *pool, uint64_t offset, uint64_t bytes)
+{
+    for (size_t i = 0; i < bytes; i++)
+        assert_int_equal(pool->base[offset + i], 0);
+}
+
+static void
+test_freed_bytes_are_cleared_where_pages_cannot_go_back(void **state)
+{
+    struct lli_pool pool;
+    uint64_t offset;
+    (void)state;
+    open_pool(&pool, 16 * PAGE, NULL, 0);
+    // The system takes no pages that are locked in memory.
+    if (mlock(pool.base, 16 * PAGE) != 0) {
+        lli_pool_close(&pool);
+        skip();
+    }
+    for (int round = 0; round < 2; round++) {
+        assert_true(lli_pool_alloc(&pool, 5 * PAGE + 700, &offset));
+        memset(pool.base + offset, 0xff, 5 * PAGE + 700);
+        lli_pool_free(&pool, offset, 5 * PAGE + 700);
+        assert_zeros(&pool, offset, 5 * PAGE + 700);
+    }
+    lli_pool_close(&pool);
+}
+
+static void
+test_freed_bytes_beside_a_neighbour_are_cleared(void **state)
+{
+    static const uint64_t sizes[] = {600, PAGE - 100, PAGE, PAGE + 1, 3 * PAGE + 513};
+    struct lli_pool pool;
+    (void)state;
+    open_pool(&pool, 64 * PAGE, NULL, 0);
+    for (size_t i = 0; i < LLI_COUNT(sizes); i++) {
+        uint64_t before;
+        uint64_t offset;
+        uint64_t after;
+        assert_true(lli_pool_alloc(&pool, 100, &before));
+        assert_true(lli_pool_alloc(&pool, sizes[i], &offset));
+        assert_true(lli_pool_alloc(&pool, 100, &after));
+        memset(pool.base + before, 1, 100);
+        memset(pool.base + offset, 0xff, sizes[i]);
+        memset(pool.base + after, 2, 100);
+        lli_pool_free(&pool, offset, sizes[i]);
+        assert_zeros(&pool, offset, sizes[i]);
+        assert_int_equal(pool.base[before + 99], 1);
+        assert_int_equal(pool.base[after], 2);
+        lli_pool_free(&pool, before, 100);
+        lli_pool_free(&pool, after, 100);
+    }
     lli_pool_close(&pool);
 }
 
@@ -358,6 +414,8 @@ main(void)
         cmocka_unit_test(test_a_pool_is_as_large_as_asked_to_the_byte),
         cmocka_unit_test(test_sizes_beyond_the_pool_are_refused),
         cmocka_unit_test(test_only_touched_memory_is_taken_and_freed_pages_go_back),
+        cmocka_unit_test(test_freed_bytes_are_cleared_where_pages_cannot_go_back),
+        cmocka_unit_test(test_freed_bytes_beside_a_neighbour_are_cleared),
         cmocka_unit_test(test_freeing_leaves_neighbours_on_the_same_page_alone),
         cmocka_unit_test(test_random_allocations_never_overlap),
         cmocka_unit_test(test_a_pool_without_a_size_is_the_sum_of_its_tiers),

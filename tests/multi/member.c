@@ -24,6 +24,7 @@ member_try_open(struct member *member, const struct member_setup *setup)
     char devices[64] = "";
     char sync_ms[16];
     char liveness_ms[16];
+    char pool[64];
     unsigned liveness = setup->liveness_ms != 0 ? setup->liveness_ms : SCALED(5000u, 20000u);
     memset(member, 0, sizeof(*member));
     member->cluster_id = setup->cluster_id;
@@ -35,6 +36,7 @@ member_try_open(struct member *member, const struct member_setup *setup)
         snprintf(listen + strlen(listen), sizeof(listen) - strlen(listen), "%s127.0.0.%zu:%u",
                  separator, i + 1, i == 0 ? setup->port : 0);
     }
+    snprintf(pool, sizeof(pool), "{\"buf_pool_size\": %" PRIu64 "}", setup->pool_bytes);
     snprintf(sync_ms, sizeof(sync_ms), "%u", setup->sync_ms != 0 ? setup->sync_ms : 60000);
     snprintf(liveness_ms, sizeof(liveness_ms), "%u", liveness);
     llm_option options[] = {
@@ -44,10 +46,12 @@ member_try_open(struct member *member, const struct member_setup *setup)
         {LLM_OPTION_LIVENESS_TIME, liveness_ms},
         {LLM_OPTION_TRANSPORTS, setup->transports != NULL ? setup->transports : "auto"},
         {LLM_OPTION_LOG_LEVEL, "off"},
+        {LLM_OPTION_BUF_POOL_CFG, pool}, // the last one, which may be left out
     };
+    size_t num_options = sizeof(options) / sizeof(options[0]) - (setup->pool_bytes == 0);
     llm_status status = llm_create(setup->cluster_id, setup->role, &member->dd);
     if (status == LLM_SUCCESS)
-        status = llm_initialize(member->dd, options, sizeof(options) / sizeof(options[0]));
+        status = llm_initialize(member->dd, options, num_options);
     for (size_t i = 0;
          status == LLM_SUCCESS && setup->role == LLM_ROLE_PROMPT && i < member->num_devices; i++)
         status = llm_get_listen_port(member->dd, i, &member->ports[i]);
