@@ -377,9 +377,11 @@ typedef struct llm_cache {
 LLM_API llm_status llm_allocate_cache(llm_datadist *dd, const llm_cache_desc *desc,
                                       llm_cache *cache);
 
-/* Frees a cache (§7.2).  Transfers that run on it keep its memory until they end; new ones get
- * LLM_KV_CACHE_NOT_EXIST, here and at the peers.  Request and prefix keys keep it too: until the last
- * of them has gone, peers find it by key, but nobody by its id.  A blocks key goes with it.
+/* Frees a cache (§7.2).  Transfers that run on it keep its memory until they end, those of peers for the
+ * sync wait time plus the liveness time at most: then they fail, with their link if a part of a pull is
+ * stuck on its way over tcp.  New ones get LLM_KV_CACHE_NOT_EXIST, here and at the peers.  Request and
+ * prefix keys keep it too: until the last of them has gone, peers find it by key, but nobody by its id.
+ * A blocks key goes with it.
  * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_KV_CACHE_NOT_EXIST (also of a registered one). */
 LLM_API llm_status llm_deallocate_cache(llm_datadist *dd, int64_t cache_id);
 
@@ -398,9 +400,9 @@ LLM_API llm_status llm_register_kv_cache(llm_datadist *dd, const llm_cache_desc 
                                          int64_t *ret_cache_id);
 
 /* Ends a registration, and every key of the cache.  Waits for the transfers that touch the cache, here
- * and at the peers, and for nothing else; a peer that doesn't end within the sync wait time plus the
- * liveness time loses its transfer, which then fails, and its link if a part of a pull is stuck on its
- * way over tcp.  Afterwards the memory is the caller's alone.
+ * and at the peers, and for nothing else; those that don't end within the sync wait time plus the
+ * liveness time fail, this side's with LLM_KV_CACHE_NOT_EXIST, and with their link if a part of one is
+ * stuck on its way over tcp.  Afterwards the memory is the caller's alone.
  * Returns LLM_SUCCESS, also for an unknown id (§13.2); LLM_FAILED (not initialized). */
 LLM_API llm_status llm_unregister_kv_cache(llm_datadist *dd, int64_t cache_id);
 
@@ -511,7 +513,10 @@ LLM_API llm_status llm_link_clusters(llm_datadist *dd, const llm_cluster_info *c
  * that is broken is removed by force = 1 alone: otherwise LLM_UNLINK_FAILED, and it is kept.
  * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_PARAM_INVALID; LLM_PROCESSING_LINK;
  * LLM_CLUSTER_NUM_EXCEED_LIMIT; LLM_OUT_OF_MEMORY; LLM_UNLINK_FAILED (see rets; version 2: the last
- * entry of rets that failed). */
+ * entry of rets that failed).
+ * With force = 1 LLM_LINK_BUSY stands for transfers that this side has begun alone.  What the peer does
+ * on the link is waited for, up to the sync wait time plus the liveness time, or timeout_ms if that is
+ * less; then it ends with the link. */
 LLM_API llm_status llm_unlink_clusters(llm_datadist *dd, const llm_cluster_info *clusters,
                                        size_t num_clusters, llm_status *rets, size_t *ret_num_rets,
                                        int32_t timeout_ms, int force);

@@ -453,6 +453,7 @@ choose_link(struct call *call, size_t index, struct lli_link **ret_link)
 struct begin_unlink {
     struct lli_link *link;
     bool tell_peer;
+    bool is_active; // with transfers of this side's
     bool busy;
     bool unsent; // there was no memory, or the connection had just failed
 };
@@ -463,6 +464,7 @@ begin_unlink(void *arg)
 {
     struct begin_unlink *begin = arg;
     struct lli_link *link = begin->link;
+    begin->is_active = lli_engine_link_is_active(link);
     begin->busy = lli_engine_link_has_work(link);
     if (!begin->busy && begin->tell_peer)
         lli_link_send(link, LLI_UNLINK, 0, NULL, 0);
@@ -509,6 +511,28 @@ await_answer(struct lli_link *link, uint64_t deadline_ns)
     return status;
 }
 
+// What the peer does on the link holds a forced unlink up for as long as it may hold up memory that
+// is unregistered; then it ends with the link.
+static void
+wait_for_peer(const struct call *call, struct begin_unlink *begin)
+{
+    struct lli_node *node = begin->link->node;
+    uint64_t until_ns = lli_min(call->deadline_ns, lli_now_ns() + node->registry->patience_ns);
+    while (begin->busy && !begin->is_active && lli_now_ns() < until_ns) {
+        pthread_mutex_lock(&node->links_lock);
+        (void)lli_cond_wait_until(&node->links_changed, &node->links_lock,
+                                  lli_min(until_ns, lli_now_ns() + LLI_MS_TO_NS(5)));
+        pthread_mutex_unlock(&node->links_lock);
+        lli_loop_call(node->loop, begin_unlink, begin);
+    }
+    if (begin->busy && !begin->is_active)
+        lli_log(
+            LLM_LOG_WARN, "link",
+            "the link to cluster %llu is removed by force although the peer has transfers on it",
+            (unsigned long long)begin->link->peer.cluster_id);
+    begin->busy = begin->is_active;
+}
+
 static llm_status
 unlink_one(struct call *call, struct lli_link *link)
 {
@@ -524,6 +548,8 @@ unlink_one(struct call *call, struct lli_link *link)
     llm_status status = LLM_SUCCESS;
     bool is_told = set_unlinking(link, true);
     lli_loop_call(call->dd->node.loop, begin_unlink, &begin);
+    if (call->force)
+        wait_for_peer(call, &begin);
     if (!begin.busy && tell_peer && !begin.unsent)
         status = await_answer(link, call->deadline_ns);
     if (begin.busy || status == LLM_LINK_BUSY) {

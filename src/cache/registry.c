@@ -201,7 +201,7 @@ lli_registry_collect_locked(struct lli_registry *registry)
     LLI_LIST_FOR(node, &registry->retired) {
         struct lli_cache *cache = LLI_LIST_ENTRY(node, struct lli_cache, node);
         bool late = now - cache->retired_ns >= registry->patience_ns;
-        if (cache->references > 0 && cache->registered && late)
+        if (cache->references > 0 && late)
             atomic_store(&cache->overdue, true);
         if (is_used_here(registry, cache))
             continue;
@@ -353,6 +353,8 @@ lli_registry_put_locked(struct lli_registry *registry, struct lli_cache *cache)
 void
 lli_registry_put(struct lli_registry *registry, struct lli_cache *cache)
 {
+    if (cache == NULL)
+        return;
     pthread_mutex_lock(&registry->lock);
     lli_registry_put_locked(registry, cache);
     pthread_mutex_unlock(&registry->lock);

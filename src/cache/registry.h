@@ -27,8 +27,8 @@ struct lli_cache {
     uint32_t entry;
     uint64_t generation;
     bool registered; // the memory is the user's
-    // Registered, retired, and still referenced after the patience: the user waits for it, so what
-    // peers do with it must end now.
+    // Retired, and still referenced after the patience: what peers do with it must end now.  If it is
+    // registered, whose user waits, what this side does as well.
     _Atomic bool overdue;
     // Guarded by lock.
     unsigned references;
@@ -84,7 +84,7 @@ void lli_registry_unregister(struct lli_registry *registry, int64_t id);
 struct lli_cache *lli_registry_hold(struct lli_registry *registry, int64_t id);
 // One more reference to a cache that the caller holds already.
 void lli_registry_hold_again(struct lli_registry *registry, struct lli_cache *cache);
-// The memory is freed with the last reference to a retired cache.
+// The memory is freed with the last reference to a retired cache.  NULL is fine.
 void lli_registry_put(struct lli_registry *registry, struct lli_cache *cache);
 
 // The live or unnamed cache of which `bytes` from `address` on are part, within one tensor; with a

@@ -67,6 +67,15 @@ is_read(void *arg, uint64_t generation)
 }
 
 bool
+lli_engine_link_is_active(struct lli_link *link)
+{
+    pthread_mutex_lock(&link->node->links_lock);
+    bool active = link->num_active > 0;
+    pthread_mutex_unlock(&link->node->links_lock);
+    return active;
+}
+
+bool
 lli_engine_link_has_work(struct lli_link *link)
 {
     pthread_mutex_lock(&link->node->links_lock);

@@ -43,6 +43,8 @@ void lli_engine_close(struct llm_datadist *dd);
 // on listening.
 llm_status lli_engine_relisten(struct llm_datadist *dd, const struct lli_listen_address *address);
 
+// Are there transfers on the link that this side has begun?
+bool lli_engine_link_is_active(struct lli_link *link);
 // Is anything going on that an unlink would cut?  [loop's thread]
 bool lli_engine_link_has_work(struct lli_link *link);
 

@@ -541,15 +541,16 @@ give_up(struct serve *serve)
     if (serve->given_up) {
         // A frame that has begun can't be taken back, and the peer doesn't read it.
         snprintf(why, sizeof(why),
-                 "cache %lld was unregistered, or its lease has ended, and the peer takes too long "
-                 "to read the rest of it",
+                 "cache %lld was freed or unregistered, or its lease has ended, and the peer takes "
+                 "too long to read the rest of it",
                  (long long)serve->caches[0]->id);
         lli_link_break(link, LLM_FAILED, why);
         return;
     }
     llm_status status = serve->request.generation != 0 ? LLM_CACHE_STALE : LLM_KV_CACHE_NOT_EXIST;
     snprintf(why, sizeof(why),
-             "cluster %llu unregistered the cache, or ended its lease, during the transfer",
+             "cluster %llu freed or unregistered the cache, or ended its lease, during the "
+             "transfer",
              (unsigned long long)link->node->identity.cluster_id);
     if (serve->in_stream && !serve->request.push) {
         serve->given_up = true;

@@ -22,7 +22,7 @@ struct transfer {
     struct lli_list in_started;  // in node->started; guarded by links_lock
     uint64_t id;
     struct lli_link *link;   // acquired, until it has ended
-    struct lli_cache *cache; // held, likewise
+    struct lli_cache *cache; // held, likewise; or NULL: it was let go before
     bool push;
     bool started;    // somebody may wait for the eventfd
     bool copying;    // a pull on one host, in portions
@@ -81,12 +81,18 @@ put(struct transfer *t)
     lli_free(t);
 }
 
+static void
+let_cache_go(struct transfer *t)
+{
+    lli_registry_put(t->link->node->registry, t->cache);
+    t->cache = NULL;
+}
+
 // Gives back what a transfer holds while it runs.
 static void
 let_go(struct transfer *t)
 {
-    struct lli_node *node = t->link->node;
-    lli_registry_put(node->registry, t->cache);
+    let_cache_go(t);
     lli_links_release(t->link);
 }
 
@@ -452,8 +458,7 @@ cancel_here(struct transfer *t, llm_status status)
     if (asked)
         lli_link_send(t->link, LLI_CANCEL, t->id, NULL, 0);
     if (!t->push || !asked)
-        stop_and_end(t, status,
-                     status == LLM_TRANSFER_CANCELLED ? "it was cancelled" : "the time was up");
+        stop_and_end(t, status, lli_interrupt_text(status));
     else if (t->in_stream)
         lli_stream_cancel_send(&t->link->stream, &t->job);
 }
@@ -556,15 +561,26 @@ lli_transfers_broken(struct lli_link *link, llm_status status)
 
 // ---- time ----
 
-// Its caller waits for the confirmation of a cancel: for as long as this side takes silence for death,
-// whatever the peer would like.
+// Somebody waits until the local cache is let go.
+static bool
+is_overdue(const struct transfer *t)
+{
+    return t->cache != NULL && t->cache->registered && atomic_load(&t->cache->overdue);
+}
+
+// The caller waits for the confirmation of a cancel: for as long as this side takes silence for death,
+// whatever the peer would like.  Who unregisters the cache waits for no more than a frame that has
+// begun, and for that a tick or two.
 static bool
 is_late(const struct transfer *t, uint64_t now_ns)
 {
     const struct lli_node *node = t->link->node;
-    if (t->cancelled)
-        return node->tick - t->cancelled_tick > node->options->liveness_ms / node->tick_ms + 1;
-    return t->started && now_ns >= t->deadline_ns;
+    bool overdue = is_overdue(t);
+    if (!t->cancelled)
+        return overdue || (t->started && now_ns >= t->deadline_ns);
+    uint64_t ticks = node->tick - t->cancelled_tick;
+    return ticks > node->options->liveness_ms / node->tick_ms + 1 ||
+           (overdue && (!t->in_stream || ticks >= 2));
 }
 
 static struct transfer *
@@ -602,7 +618,9 @@ lli_transfers_tick(struct lli_node *node, uint64_t now_ns)
 {
     for (struct transfer *t; (t = find_late(node, now_ns)) != NULL; put(t)) {
         if (!t->cancelled)
-            cancel_here(t, LLM_WAIT_PROC_TIMEOUT);
+            cancel_here(t, is_overdue(t) ? LLM_KV_CACHE_NOT_EXIST : LLM_WAIT_PROC_TIMEOUT);
+        else if (is_overdue(t) && !t->in_stream)
+            let_cache_go(t);
         else
             lli_link_break(t->link, LLM_WAIT_PROC_TIMEOUT,
                            "the peer doesn't confirm that a push was cancelled");
@@ -786,10 +804,13 @@ cancel_and_wait(struct lli_node *node, struct transfer *t, llm_status status)
 }
 
 static llm_status
-converse(struct lli_node *node, struct lli_link *link, const struct lli_transfer_args *args)
+converse(struct lli_node *node, struct lli_link *link, struct lli_transfer_args *args)
 {
     struct transfer *t;
     LLI_TRY(new_transfer(link, args, false, &t));
+    // It has a hold of its own, which it may have to let go before it ends.
+    lli_registry_put(node->registry, args->cache);
+    args->cache = NULL;
     launch(t);
     llm_status given_up = LLM_TRANSFER_PENDING;
     while (given_up == LLM_TRANSFER_PENDING) {
@@ -809,13 +830,15 @@ converse(struct lli_node *node, struct lli_link *link, const struct lli_transfer
 }
 
 llm_status
-lli_transfer_run(struct lli_node *node, const struct lli_transfer_args *args)
+lli_transfer_run(struct lli_node *node, struct lli_transfer_args *args)
 {
     struct lli_link *link;
     LLI_TRY(lli_links_acquire(node, args->cluster_id, &link));
     if (!can_copy(link, args))
         return converse(node, link, args);
-    llm_status status = lli_pull_here(link, args);
+    struct lli_transfer_args watched = *args;
+    watched.interrupt.overdue = args->cache->registered ? &args->cache->overdue : NULL;
+    llm_status status = lli_pull_here(link, &watched);
     lli_links_release(link);
     return status;
 }

@@ -8,8 +8,8 @@
 #include "link/link.h"
 #include "transfer/describe.h"
 
-// Runs a transfer to its end.
-llm_status lli_transfer_run(struct lli_node *node, const struct lli_transfer_args *args);
+// Runs a transfer to its end.  May let go of args->cache, which is NULL then.
+llm_status lli_transfer_run(struct lli_node *node, struct lli_transfer_args *args);
 
 // Starts one.  LLM_SUCCESS: it has a name, and will end.
 llm_status lli_transfer_start(struct lli_node *node, const struct lli_transfer_args *args,

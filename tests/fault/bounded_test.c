@@ -1,6 +1,7 @@
 // What an owner calls ends within a bound, whatever its peers do: registered memory is given back
-// although a peer reads or writes it a byte at a time, or stands still; deallocating and finalizing
-// wait for nobody.
+// although a peer reads or writes it a byte at a time, or stands still, and although transfers of the
+// owner's own run; deallocated memory comes back; a forced unlink removes the link; deallocating and
+// finalizing wait for nobody.
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
@@ -22,6 +23,7 @@ enum { TENSORS = 2, SLOTS = 64, STRIDE = SCALED(512 << 10, 256 << 10) };
 struct trickler {
     struct raw_link link;
     bool writes; // else reads
+    bool idles;  // neither
     pthread_t thread;
     _Atomic bool stop;
 };
@@ -35,9 +37,9 @@ trickle(void *arg)
     bool open = true;
     while (open && !atomic_load(&t->stop) && now_ms() < give_up) {
         open = raw_say(t->link.control, LLI_PING, 0, NULL, 0);
-        if (t->writes)
+        if (!t->idles && t->writes)
             open &= send(t->link.data, &byte, 1, MSG_NOSIGNAL) == 1;
-        else
+        else if (!t->idles)
             open &= recv(t->link.data, &byte, 1, 0) == 1;
         (void)poll(NULL, 0, 20);
     }
@@ -258,6 +260,187 @@ test_a_lease_is_closed_while_a_peer_reads_a_trickle(void **state)
     bed_close(&bed);
 }
 
+// ---- a peer that says that it lives, and reads and sends nothing ----
+
+static uint64_t
+bytes_used(struct end *end)
+{
+    struct lli_registry *registry = &end->dd->registry;
+    pthread_mutex_lock(&registry->lock);
+    uint64_t bytes = registry->pools[0].bytes_used;
+    pthread_mutex_unlock(&registry->lock);
+    return bytes;
+}
+
+static void
+idler_open(struct trickler *t, struct bed *bed)
+{
+    *t = (struct trickler){.idles = true};
+    raw_link_open(&t->link, bed->owner.port, RAW_STRANGER);
+    trickler_start(t, false);
+}
+
+static void
+test_memory_comes_back_although_a_peer_reads_nothing_of_it(void **state)
+{
+    struct bed bed;
+    struct trickler t;
+    struct kv kv;
+    (void)state;
+    bed_open(&bed);
+    kv_allocate(&kv, &bed.owner, TENSORS, SLOTS, STRIDE);
+    idler_open(&t, &bed);
+    struct lli_block_run all = {0, SLOTS};
+    ask(&t, kv.id, false, 7, &all);
+    check_honest(&bed);
+    uint64_t start = now_ms();
+    assert_ok(llm_deallocate_cache(bed.owner.dd, kv.id));
+    assert_true(now_ms() - start < SYNC_MS);
+    assert_true(bytes_used(&bed.owner) > 0);
+    AWAIT(bytes_used(&bed.owner) == 0 || now_ms() - start > BOUND_MS);
+    assert_int_equal(bytes_used(&bed.owner), 0);
+    trickler_join(&t);
+    bed_close(&bed);
+    kv_free(&kv);
+}
+
+static void
+test_a_forced_unlink_ends_what_a_peer_reads_nothing_of(void **state)
+{
+    struct bed bed;
+    struct trickler t;
+    (void)state;
+    bed_open(&bed);
+    idler_open(&t, &bed);
+    struct lli_block_run all = {0, SLOTS};
+    ask(&t, bed.kv.id, false, 7, &all);
+    check_honest(&bed);
+    uint64_t start = now_ms();
+    assert_status(end_unlink(&bed.owner, RAW_STRANGER, 0, false), LLM_LINK_BUSY);
+    assert_ok(end_unlink(&bed.owner, RAW_STRANGER, 0, true));
+    uint64_t took = now_ms() - start;
+    if (took > BOUND_MS || took + 50 < SYNC_MS + LIVENESS_MS)
+        fail_msg("it took %llu ms", (unsigned long long)took);
+    assert_int_equal(end_state(&bed.owner, RAW_STRANGER, NULL), 0);
+    trickler_join(&t);
+    bed_close(&bed);
+}
+
+// Own transfers keep the link, forced or not.
+static void
+test_a_forced_unlink_leaves_own_transfers_alone(void **state)
+{
+    struct bed bed;
+    struct trickler t;
+    uint64_t id;
+    struct job job = {.peer = RAW_STRANGER, .remote = 1, .count = 8, .timeout_ms = PATIENCE_MS};
+    (void)state;
+    bed_open(&bed);
+    idler_open(&t, &bed);
+    assert_ok(job_start(&job, &bed.owner, &bed.kv, &id));
+    assert_status(end_unlink(&bed.owner, RAW_STRANGER, 0, true), LLM_LINK_BUSY);
+    assert_status(llm_transfer_poll(bed.owner.dd, id), LLM_TRANSFER_PENDING);
+    assert_ok(llm_transfer_release(bed.owner.dd, id));
+    assert_ok(end_unlink(&bed.owner, RAW_STRANGER, 0, true));
+    trickler_join(&t);
+    bed_close(&bed);
+}
+
+static void
+test_a_forced_unlink_leaves_an_announced_reader_behind(void **state)
+{
+    struct end owner;
+    struct end reader;
+    struct kv kv;
+    struct end_setup setup = {.id = RAW_PROMPT,
+                              .transports = "local",
+                              .listens = true,
+                              .sync_ms = SYNC_MS,
+                              .liveness_ms = LIVENESS_MS};
+    (void)state;
+    end_open(&owner, &setup);
+    end_open(&reader, &(struct end_setup){.id = HONEST, .transports = "local"});
+    kv_open(&kv, &owner, TENSORS, SLOTS, 4096);
+    assert_ok(end_link(&reader, RAW_PROMPT, owner.port));
+    // It never takes that back.
+    assert_true(lli_segment_reader_enter(&reader.dd->segment, owner.dd->node.identity.incarnation,
+                                         4711, 0) >= 0);
+    uint64_t start = now_ms();
+    assert_status(end_unlink(&owner, HONEST, 0, false), LLM_LINK_BUSY);
+    assert_ok(end_unlink(&owner, HONEST, 0, true));
+    assert_true(now_ms() - start < BOUND_MS);
+    assert_int_equal(end_state(&owner, HONEST, NULL), 0);
+    end_close(&reader);
+    end_close(&owner);
+    kv_free(&kv);
+}
+
+struct caller {
+    struct bed *bed;
+    struct job job;
+    llm_status status;
+};
+
+static void *
+call_and_wait(void *arg)
+{
+    struct caller *caller = arg;
+    caller->status = job_run(&caller->job, &caller->bed->owner, &caller->bed->kv);
+    return NULL;
+}
+
+// Transfers of its own, started ones and one that its caller waits for, of a memory that is
+// unregistered meanwhile.
+static void
+unregister_with_own(bool push)
+{
+    struct bed bed;
+    struct trickler t;
+    pthread_t thread;
+    uint64_t ids[3];
+    struct caller caller = {
+        .bed = &bed,
+        .job = {.push = push,
+                .peer = RAW_STRANGER,
+                .remote = 1,
+                .count = SLOTS,
+                .timeout_ms = 3 * PATIENCE_MS},
+    };
+    bed_open(&bed);
+    idler_open(&t, &bed);
+    for (size_t i = 0; i < LENGTH(ids); i++)
+        assert_ok(job_start(&caller.job, &bed.owner, &bed.kv, &ids[i]));
+    assert_int_equal(pthread_create(&thread, NULL, call_and_wait, &caller), 0);
+    AWAIT(bed.owner.dd->node.next_transfer > LENGTH(ids)); // the caller's has begun
+    check_honest(&bed);
+    unregister_in_time(&bed);
+    pthread_join(thread, NULL);
+    assert_true(caller.status != LLM_SUCCESS);
+    for (size_t i = 0; i < LENGTH(ids); i++) {
+        llm_status status = llm_transfer_wait(bed.owner.dd, ids[i], PATIENCE_MS);
+        if (!push)
+            assert_status(status, LLM_KV_CACHE_NOT_EXIST);
+        assert_true(status != LLM_SUCCESS && status != LLM_TRANSFER_PENDING);
+        assert_ok(llm_transfer_release(bed.owner.dd, ids[i]));
+    }
+    trickler_join(&t);
+    bed_close(&bed);
+}
+
+static void
+test_unregister_while_an_own_pull_gets_nothing(void **state)
+{
+    (void)state;
+    unregister_with_own(false);
+}
+
+static void
+test_unregister_while_an_own_push_is_not_answered(void **state)
+{
+    (void)state;
+    unregister_with_own(true);
+}
+
 // ---- a peer that says nothing, and asks for patience ----
 
 // It reads nothing and answers nothing; only its own liveness time, of a minute, keeps it alive.
@@ -330,16 +513,6 @@ test_a_peer_that_never_reads_its_answers(void **state)
 }
 
 // ---- a puller on the host that stands still in the middle of its copy ----
-
-static uint64_t
-bytes_used(struct end *end)
-{
-    struct lli_registry *registry = &end->dd->registry;
-    pthread_mutex_lock(&registry->lock);
-    uint64_t bytes = registry->pools[0].bytes_used;
-    pthread_mutex_unlock(&registry->lock);
-    return bytes;
-}
 
 static void
 stopped_puller(bool registered, bool finalize)
@@ -470,6 +643,12 @@ test_unlinks_that_cross(void **state)
 }
 
 static const struct CMUnitTest tests[] = {
+    KIT_TEST(test_a_forced_unlink_ends_what_a_peer_reads_nothing_of),
+    KIT_TEST(test_a_forced_unlink_leaves_an_announced_reader_behind),
+    KIT_TEST(test_a_forced_unlink_leaves_own_transfers_alone),
+    KIT_TEST(test_memory_comes_back_although_a_peer_reads_nothing_of_it),
+    KIT_TEST(test_unregister_while_an_own_pull_gets_nothing),
+    KIT_TEST(test_unregister_while_an_own_push_is_not_answered),
     KIT_TEST(test_a_lease_is_closed_while_a_peer_reads_a_trickle),
     KIT_TEST(test_push_to_a_peer_that_never_answers),
     KIT_TEST(test_a_peer_that_never_reads_its_answers),
