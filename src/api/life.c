@@ -1,5 +1,6 @@
 // Life cycle (§5).
 #include "api/check.h"
+#include "base/lock.h"
 #include "base/log.h"
 #include "base/mem.h"
 
@@ -73,9 +74,9 @@ llm_initialize(llm_datadist *dd, const llm_option *options, size_t num_options)
     if (dd == NULL)
         return lli_fail(LLM_FAILED, "api", "llm_initialize: the instance is NULL");
     lli_log_speak_for(dd->cluster_id);
-    pthread_mutex_lock(&dd->life_lock);
+    lli_lock(&dd->life_lock);
     llm_status status = initialize_locked(dd, options, num_options);
-    pthread_mutex_unlock(&dd->life_lock);
+    lli_unlock(&dd->life_lock);
     return status;
 }
 
@@ -84,14 +85,14 @@ llm_finalize(llm_datadist *dd)
 {
     if (dd == NULL)
         return;
-    pthread_mutex_lock(&dd->life_lock);
+    lli_lock(&dd->life_lock);
     if (atomic_load(&dd->initialized)) {
         atomic_store(&dd->initialized, false);
         lli_engine_close(dd);
         lli_log(LLM_LOG_INFO, "api", "cluster %llu is finalized",
                 (unsigned long long)dd->cluster_id);
     }
-    pthread_mutex_unlock(&dd->life_lock);
+    lli_unlock(&dd->life_lock);
 }
 
 // Checks 4 to 7 of §5.5.

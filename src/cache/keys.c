@@ -1,5 +1,6 @@
 #include "cache/keys.h"
 
+#include "base/lock.h"
 #include "base/log.h"
 #include "base/mem.h"
 
@@ -154,20 +155,20 @@ llm_status
 lli_keys_bind(struct lli_registry *registry, int64_t cache_id, const struct lli_key *keys,
               size_t num_keys)
 {
-    pthread_mutex_lock(&registry->lock);
+    lli_lock(&registry->lock);
     llm_status status = bind_locked(registry, cache_id, keys, num_keys);
-    pthread_mutex_unlock(&registry->lock);
+    lli_unlock(&registry->lock);
     return status;
 }
 
 void
 lli_keys_remove(struct lli_registry *registry, const struct lli_key *key)
 {
-    pthread_mutex_lock(&registry->lock);
+    lli_lock(&registry->lock);
     struct binding *binding = find_locked(registry, key);
     if (binding != NULL)
         release_locked(registry, binding);
-    pthread_mutex_unlock(&registry->lock);
+    lli_unlock(&registry->lock);
 }
 
 // ---- finding and taking ----
@@ -176,24 +177,24 @@ struct lli_cache *
 lli_keys_hold(struct lli_registry *registry, const struct lli_key *key, uint64_t *ret_slot)
 {
     struct lli_cache *cache = NULL;
-    pthread_mutex_lock(&registry->lock);
+    lli_lock(&registry->lock);
     const struct binding *binding = find_locked(registry, key);
     if (binding != NULL) {
         cache = binding->cache;
         cache->references++;
         *ret_slot = binding->slot;
     }
-    pthread_mutex_unlock(&registry->lock);
+    lli_unlock(&registry->lock);
     return cache;
 }
 
 uint64_t
 lli_keys_stamp(struct lli_registry *registry, const struct lli_key *key)
 {
-    pthread_mutex_lock(&registry->lock);
+    lli_lock(&registry->lock);
     const struct binding *binding = find_locked(registry, key);
     uint64_t stamp = binding == NULL ? 0 : binding->key.stamp;
-    pthread_mutex_unlock(&registry->lock);
+    lli_unlock(&registry->lock);
     return stamp;
 }
 
@@ -208,10 +209,10 @@ lli_keys_slot_has_request(struct lli_registry *registry, const struct lli_cache 
                           uint64_t slot)
 {
     bool found = false;
-    pthread_mutex_lock(&registry->lock);
+    lli_lock(&registry->lock);
     LLI_LIST_FOR(node, &cache->keys)
         found = found || is_request_of(LLI_LIST_ENTRY(node, struct binding, in_cache), slot);
-    pthread_mutex_unlock(&registry->lock);
+    lli_unlock(&registry->lock);
     return found;
 }
 
@@ -273,11 +274,11 @@ llm_status
 lli_keys_take(struct lli_registry *registry, const struct lli_taken *taken)
 {
     llm_status status = LLM_SUCCESS;
-    pthread_mutex_lock(&registry->lock);
+    lli_lock(&registry->lock);
     if (taken->by_key)
         status = take_key_locked(registry, taken);
     else
         take_slot_locked(registry, taken);
-    pthread_mutex_unlock(&registry->lock);
+    lli_unlock(&registry->lock);
     return status;
 }

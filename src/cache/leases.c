@@ -1,5 +1,6 @@
 #include "cache/leases.h"
 
+#include "base/lock.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/os.h"
@@ -193,13 +194,13 @@ lli_leases_open(struct lli_registry *registry, const llm_lease_desc *desc, uint6
     struct lli_lease *lease = lli_calloc(1, sizeof(*lease));
     if (lease == NULL)
         return lli_fail(LLM_OUT_OF_MEMORY, "lease", "no memory for a lease");
-    pthread_mutex_lock(&registry->lock);
+    lli_lock(&registry->lock);
     llm_status status = open_locked(registry, desc, lease);
     if (status == LLM_SUCCESS)
         *ret_lease = lease->lease;
     else
         lli_free(lease);
-    pthread_mutex_unlock(&registry->lock);
+    lli_unlock(&registry->lock);
     return status;
 }
 
@@ -221,9 +222,9 @@ llm_status
 lli_leases_renew(struct lli_registry *registry, uint64_t lease, uint32_t duration_ms)
 {
     LLI_TRY(check_duration(duration_ms));
-    pthread_mutex_lock(&registry->lock);
+    lli_lock(&registry->lock);
     llm_status status = renew_locked(registry, lease, duration_ms);
-    pthread_mutex_unlock(&registry->lock);
+    lli_unlock(&registry->lock);
     return status;
 }
 
@@ -260,16 +261,16 @@ wait_locked(struct lli_registry *registry, uint64_t lease, uint64_t deadline_ns)
 llm_status
 lli_leases_wait(struct lli_registry *registry, uint64_t lease, uint64_t deadline_ns)
 {
-    pthread_mutex_lock(&registry->lock);
+    lli_lock(&registry->lock);
     llm_status status = wait_locked(registry, lease, deadline_ns);
-    pthread_mutex_unlock(&registry->lock);
+    lli_unlock(&registry->lock);
     return status;
 }
 
 llm_status
 lli_leases_close(struct lli_registry *registry, uint64_t lease)
 {
-    pthread_mutex_lock(&registry->lock);
+    lli_lock(&registry->lock);
     struct lli_lease *found = find_locked(registry, lease);
     if (found != NULL && found->state == LIVES)
         end_locked(registry, found, LLM_SUCCESS);
@@ -285,7 +286,7 @@ lli_leases_close(struct lli_registry *registry, uint64_t lease)
         forget_locked(found);
         pthread_cond_broadcast(&registry->changed);
     }
-    pthread_mutex_unlock(&registry->lock);
+    lli_unlock(&registry->lock);
     return found != NULL ? LLM_SUCCESS : no_such_lease(lease);
 }
 
@@ -295,24 +296,24 @@ struct lli_lease *
 lli_leases_enter(struct lli_registry *registry, uint64_t lease, const struct lli_cache *cache,
                  uint64_t first_slot, uint64_t num_slots)
 {
-    pthread_mutex_lock(&registry->lock);
+    lli_lock(&registry->lock);
     struct lli_lease *found = find_locked(registry, lease);
     if (found != NULL && (found->state != LIVES || found->range.generation != cache->generation ||
                           !lli_lease_range_holds(&found->range, first_slot, num_slots)))
         found = NULL;
     if (found != NULL)
         found->readers++;
-    pthread_mutex_unlock(&registry->lock);
+    lli_unlock(&registry->lock);
     return found;
 }
 
 void
 lli_leases_leave(struct lli_registry *registry, struct lli_lease *lease)
 {
-    pthread_mutex_lock(&registry->lock);
+    lli_lock(&registry->lock);
     if (--lease->readers == 0 && lease->state == ENDING)
         try_to_end_locked(registry, lease, lli_now_ns());
-    pthread_mutex_unlock(&registry->lock);
+    lli_unlock(&registry->lock);
 }
 
 bool
@@ -324,23 +325,23 @@ lli_leases_is_overdue(const struct lli_lease *lease)
 bool
 lli_leases_live(struct lli_registry *registry, uint64_t lease, const struct lli_cache *cache)
 {
-    pthread_mutex_lock(&registry->lock);
+    lli_lock(&registry->lock);
     const struct lli_lease *found = find_locked(registry, lease);
     bool lives =
         found != NULL && found->state == LIVES && found->range.generation == cache->generation;
-    pthread_mutex_unlock(&registry->lock);
+    lli_unlock(&registry->lock);
     return lives;
 }
 
 void
 lli_leases_release(struct lli_registry *registry, uint64_t lease)
 {
-    pthread_mutex_lock(&registry->lock);
+    lli_lock(&registry->lock);
     struct lli_lease *found = find_locked(registry, lease);
     if (found != NULL && found->state == LIVES && found->releases_left > 0 &&
         --found->releases_left == 0) {
         end_locked(registry, found, LLM_SUCCESS);
         try_to_end_locked(registry, found, lli_now_ns());
     }
-    pthread_mutex_unlock(&registry->lock);
+    lli_unlock(&registry->lock);
 }

@@ -1,5 +1,6 @@
 #include "cache/registry.h"
 
+#include "base/lock.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/os.h"
@@ -156,13 +157,13 @@ lli_registry_allocate(struct lli_registry *registry, const struct lli_geometry *
                         (unsigned long long)num_tensors);
 
     lli_registry_collect(registry);
-    pthread_mutex_lock(&registry->lock);
+    lli_lock(&registry->lock);
     llm_status status = allocate_locked(registry, cache);
     if (status == LLM_SUCCESS) {
         *ret_id = cache->id;
         memcpy(ret_addresses, cache->addresses, num_addresses(cache) * sizeof(*ret_addresses));
     }
-    pthread_mutex_unlock(&registry->lock);
+    lli_unlock(&registry->lock);
     if (status != LLM_SUCCESS)
         free_struct(cache);
     return status;
@@ -233,10 +234,10 @@ lli_registry_retire_locked(struct lli_registry *registry, struct lli_cache *cach
 llm_status
 lli_registry_deallocate(struct lli_registry *registry, int64_t id)
 {
-    pthread_mutex_lock(&registry->lock);
+    lli_lock(&registry->lock);
     struct lli_cache *cache = lli_registry_find_locked(registry, id);
     if (cache == NULL || cache->registered) {
-        pthread_mutex_unlock(&registry->lock);
+        lli_unlock(&registry->lock);
         return lli_fail(LLM_KV_CACHE_NOT_EXIST, "cache", "there is no allocated cache with id %lld",
                         (long long)id);
     }
@@ -249,7 +250,7 @@ lli_registry_deallocate(struct lli_registry *registry, int64_t id)
         lli_list_remove(&cache->node);
         lli_list_append(&registry->unnamed, &cache->node);
     }
-    pthread_mutex_unlock(&registry->lock);
+    lli_unlock(&registry->lock);
     return LLM_SUCCESS;
 }
 
@@ -268,7 +269,7 @@ lli_registry_register(struct lli_registry *registry, const struct lli_geometry *
         cache->addresses[i] = (uintptr_t)addresses[i];
 
     lli_registry_collect(registry);
-    pthread_mutex_lock(&registry->lock);
+    lli_lock(&registry->lock);
     cache->id = take_id_locked(registry);
     bool published =
         lli_segment_publish(registry->segment, cache->id, geometry, 1, LLI_ENTRY_REGISTERED,
@@ -278,7 +279,7 @@ lli_registry_register(struct lli_registry *registry, const struct lli_geometry *
         *ret_id = cache->id;
     }
     size_t num_caches = registry->num_caches;
-    pthread_mutex_unlock(&registry->lock);
+    lli_unlock(&registry->lock);
     if (!published) {
         free_struct(cache);
         return lli_fail(LLM_OUT_OF_MEMORY, "cache",
@@ -309,7 +310,7 @@ is_retired_locked(struct lli_registry *registry, int64_t id)
 void
 lli_registry_unregister(struct lli_registry *registry, int64_t id)
 {
-    pthread_mutex_lock(&registry->lock);
+    lli_lock(&registry->lock);
     struct lli_cache *cache = lli_registry_find_locked(registry, id);
     if (cache != NULL && cache->registered) {
         lli_registry_retire_locked(registry, cache);
@@ -320,26 +321,26 @@ lli_registry_unregister(struct lli_registry *registry, int64_t id)
         lli_registry_look_again_later_locked(registry);
         lli_registry_collect_locked(registry);
     }
-    pthread_mutex_unlock(&registry->lock);
+    lli_unlock(&registry->lock);
 }
 
 struct lli_cache *
 lli_registry_hold(struct lli_registry *registry, int64_t id)
 {
-    pthread_mutex_lock(&registry->lock);
+    lli_lock(&registry->lock);
     struct lli_cache *cache = lli_registry_find_locked(registry, id);
     if (cache != NULL)
         cache->references++;
-    pthread_mutex_unlock(&registry->lock);
+    lli_unlock(&registry->lock);
     return cache;
 }
 
 void
 lli_registry_hold_again(struct lli_registry *registry, struct lli_cache *cache)
 {
-    pthread_mutex_lock(&registry->lock);
+    lli_lock(&registry->lock);
     cache->references++;
-    pthread_mutex_unlock(&registry->lock);
+    lli_unlock(&registry->lock);
 }
 
 void
@@ -355,9 +356,9 @@ lli_registry_put(struct lli_registry *registry, struct lli_cache *cache)
 {
     if (cache == NULL)
         return;
-    pthread_mutex_lock(&registry->lock);
+    lli_lock(&registry->lock);
     lli_registry_put_locked(registry, cache);
-    pthread_mutex_unlock(&registry->lock);
+    lli_unlock(&registry->lock);
 }
 
 // Does one of the cache's tensors hold these bytes?
@@ -391,20 +392,20 @@ find_range_locked(struct lli_registry *registry, uintptr_t address, uint64_t byt
 struct lli_cache *
 lli_registry_hold_range(struct lli_registry *registry, uintptr_t address, uint64_t bytes)
 {
-    pthread_mutex_lock(&registry->lock);
+    lli_lock(&registry->lock);
     struct lli_cache *cache = find_range_locked(registry, address, bytes);
     if (cache != NULL)
         cache->references++;
-    pthread_mutex_unlock(&registry->lock);
+    lli_unlock(&registry->lock);
     return cache;
 }
 
 void
 lli_registry_collect(struct lli_registry *registry)
 {
-    pthread_mutex_lock(&registry->lock);
+    lli_lock(&registry->lock);
     lli_registry_collect_locked(registry);
-    pthread_mutex_unlock(&registry->lock);
+    lli_unlock(&registry->lock);
 }
 
 static void
@@ -417,7 +418,7 @@ retire_all_locked(struct lli_registry *registry, struct lli_list *list)
 void
 lli_registry_close(struct lli_registry *registry)
 {
-    pthread_mutex_lock(&registry->lock);
+    lli_lock(&registry->lock);
     for (size_t i = 0; i < LLI_NUM_CACHE_BUCKETS; i++)
         retire_all_locked(registry, &registry->buckets[i]);
     retire_all_locked(registry, &registry->unnamed);
@@ -428,7 +429,7 @@ lli_registry_close(struct lli_registry *registry)
             lli_registry_look_again_later_locked(registry);
         free_locked(registry, cache);
     }
-    pthread_mutex_unlock(&registry->lock);
+    lli_unlock(&registry->lock);
     pthread_cond_destroy(&registry->changed);
     pthread_mutex_destroy(&registry->lock);
 }
