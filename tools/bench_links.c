@@ -22,7 +22,7 @@ static bool
 change(llm_datadist *dd, const uint16_t *ports, unsigned num_links, bool link,
        struct bench_error *error)
 {
-    llm_ip_info local = {"127.0.0.1", 0};
+    llm_ip_info local = {"0.0.0.0", 0};
     llm_ip_info remote[LINKS_PER_CALL];
     llm_cluster_info clusters[LINKS_PER_CALL];
     for (unsigned first = 0; first < num_links; first += LINKS_PER_CALL) {

@@ -146,7 +146,7 @@ bool
 bench_node_link(struct bench_node *node, uint64_t cluster_id, uint16_t port,
                 struct bench_error *error)
 {
-    llm_ip_info local = {"127.0.0.1", 0};
+    llm_ip_info local = {"0.0.0.0", 0};
     llm_ip_info remote = {"127.0.0.1", port};
     llm_cluster_info cluster = {
         .struct_size = sizeof(cluster),

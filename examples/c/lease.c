@@ -53,7 +53,7 @@ open_side(struct side *side, uint64_t id, llm_role role)
 static void
 link_sides(const struct side *decoder, const struct side *prompt)
 {
-    llm_ip_info here = {"127.0.0.1", 0};
+    llm_ip_info here = {"0.0.0.0", 0};
     llm_ip_info there = {"127.0.0.1", 0};
     must(llm_get_listen_port(prompt->dd, 0, &there.port), "the prompt's port");
     llm_cluster_info cluster = {sizeof(cluster), PROMPT, 0, &here, 1, &there, 1};

@@ -6,7 +6,7 @@
  * human reads goes to standard error.  So a pair runs like this
  *
  *     mkfifo back
- *     ./pull_prompt 127.0.0.1:26000 <back | ./pull_decoder 127.0.0.1:26000 127.0.0.1 >back
+ *     ./pull_prompt 127.0.0.1:26000 <back | ./pull_decoder 127.0.0.1:26000 0.0.0.0 >back
  *
  * or on two terminals or machines, and then one copies the lines by hand.
  *
@@ -98,7 +98,7 @@ Hear(const std::string &word)
     return numbers;
 }
 
-/* "127.0.0.1:26000" or, for a source address, "127.0.0.1", which means any port. */
+/* "127.0.0.1:26000" or, for a source address, "0.0.0.0". */
 inline llm_datadist::IpInfo
 ParseAddress(const std::string &text)
 {

@@ -478,10 +478,16 @@ typedef struct llm_cluster_info {
     int32_t remote_role_type; /* 0 prompt, 1 decoder; only logged */
     const llm_ip_info
         *local_ip_infos;       /* source per device; "0.0.0.0", port 0 = the system's choice */
-    size_t num_local_ip_infos; /* = device count */
+    size_t num_local_ip_infos; /* = device count; unlinking in version 2: not looked at */
     const llm_ip_info *remote_ip_infos; /* the prompt's listener per device */
-    size_t num_remote_ip_infos;         /* = device count */
+    size_t num_remote_ip_infos;         /* = device count; unlinking in version 2: 0 or 1 */
 } llm_cluster_info;
+
+/* Source addresses.  "0.0.0.0" always does; another address must be one of this host's from which the
+ * peer can be reached.  In version 1 a port other than 0 is the one that the first connection to each
+ * device comes from; while an old connection from there to the same listener lingers, the system chooses
+ * another one, with a warning.  In version 2 the port isn't looked at: programs give the one at which
+ * they listen (§13.4). */
 
 /* Links a Decoder to 1..16 prompts (§6.1); in version 2 any instance to any number of those that listen
  * (§13.4): the link then has the id that the peer announces, whatever remote_cluster_id says, and the
@@ -509,8 +515,8 @@ LLM_API llm_status llm_link_clusters(llm_datadist *dd, const llm_cluster_info *c
  * rets: LLM_SUCCESS; LLM_NOT_YET_LINK (counts as success); LLM_REPEAT_REQUEST; LLM_PARAM_INVALID (the
  * addresses are not the link's; link kept); LLM_LINK_BUSY (a transfer runs; link kept);
  * LLM_NOTIFY_PROMPT_UNLINK_FAILED and LLM_WAIT_PROC_TIMEOUT (the link is gone here).  In version 2
- * any role tells the peer, addresses aren't compared, a link that isn't there is LLM_SUCCESS, and one
- * that is broken is removed by force = 1 alone: otherwise LLM_UNLINK_FAILED, and it is kept.
+ * any role tells the peer, addresses aren't needed or compared, a link that isn't there is LLM_SUCCESS,
+ * and one that is broken is removed by force = 1 alone: otherwise LLM_UNLINK_FAILED, and it is kept.
  * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_PARAM_INVALID; LLM_PROCESSING_LINK;
  * LLM_CLUSTER_NUM_EXCEED_LIMIT; LLM_OUT_OF_MEMORY; LLM_UNLINK_FAILED (see rets; version 2: the last
  * entry of rets that failed).

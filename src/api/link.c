@@ -27,6 +27,7 @@ struct call {
         pthread_t thread;
         struct lli_link *link; // to be unlinked; held
     } * clusters;              // num_clusters
+    bool unlinks;
     bool force;
     bool version_2;
     uint64_t deadline_ns;
@@ -57,9 +58,10 @@ check_ips(const llm_ip_info *infos, size_t num_infos, size_t cluster, const char
     return LLM_SUCCESS;
 }
 
-// Checks 2 and 3 of §6.1.
+// Checks 2 and 3 of §6.1.  Nobody looks at the local addresses of an unlink of version 2.
 static llm_status
-check_plain(const llm_cluster_info *clusters, size_t num_clusters, int32_t timeout_ms)
+check_plain(const llm_cluster_info *clusters, size_t num_clusters, int32_t timeout_ms,
+            bool checks_local)
 {
     if (timeout_ms <= 0)
         return lli_fail(LLM_PARAM_INVALID, "link", "timeout is %d ms, expected more than 0",
@@ -72,7 +74,8 @@ check_plain(const llm_cluster_info *clusters, size_t num_clusters, int32_t timeo
         LLI_TRY(LLI_CHECK_STRUCT(LLI_STRUCT_AT(clusters, llm_cluster_info, i), llm_cluster_info,
                                  &info));
         LLI_TRY(check_ips(info.remote_ip_infos, info.num_remote_ip_infos, i, "remote"));
-        LLI_TRY(check_ips(info.local_ip_infos, info.num_local_ip_infos, i, "local"));
+        if (checks_local)
+            LLI_TRY(check_ips(info.local_ip_infos, info.num_local_ip_infos, i, "local"));
     }
     return LLM_SUCCESS;
 }
@@ -93,13 +96,17 @@ static llm_status
 check_lists_version_2(const struct call *call, const llm_cluster_info *clusters,
                       size_t num_clusters)
 {
-    // A forced unlink doesn't talk to the peer.
-    if (call->force)
-        return LLM_SUCCESS;
     for (size_t i = 0; i < num_clusters; i++) {
         llm_cluster_info info = cluster_at(clusters, i);
         size_t num_local = info.local_ip_infos == NULL ? 0 : info.num_local_ip_infos;
         size_t num_remote = info.remote_ip_infos == NULL ? 0 : info.num_remote_ip_infos;
+        // An unlink finds its link by the id.
+        if (call->unlinks && num_remote > 1 && !call->force)
+            return lli_fail(LLM_PARAM_INVALID, "link",
+                            "clusters[%zu] has %zu remote addresses, expected one at most", i,
+                            num_remote);
+        if (call->unlinks)
+            continue;
         if (num_remote != 1 || (num_local != 1 && !call->dd->options.has_local_comm_res))
             return lli_fail(LLM_PARAM_INVALID, "link",
                             "clusters[%zu] has %zu local and %zu remote addresses, expected one of "
@@ -173,6 +180,13 @@ end_turn(struct call *call)
 
 // ---- copying arguments ----
 
+// An unlink of version 2 doesn't compare addresses.
+static bool
+reads_local(const struct call *call)
+{
+    return !call->version_2 || !call->unlinks;
+}
+
 static struct sockaddr_in
 to_sockaddr(const llm_ip_info *info)
 {
@@ -197,8 +211,11 @@ copy_clusters(struct call *call, const llm_cluster_info *clusters, size_t num_cl
         // Missing ones (§13.4): any source address.
         for (size_t d = 0; d < call->dd->options.num_devices; d++) {
             cluster->local[d].sin_family = AF_INET;
-            if (info.local_ip_infos != NULL && d < info.num_local_ip_infos)
+            if (reads_local(call) && info.local_ip_infos != NULL && d < info.num_local_ip_infos)
                 cluster->local[d] = to_sockaddr(&info.local_ip_infos[d]);
+            // In version 2 programs give the port at which they listen, or the peer's (§13.4).
+            if (call->version_2)
+                cluster->local[d].sin_port = 0;
             if (info.remote_ip_infos != NULL && d < info.num_remote_ip_infos)
                 cluster->remote[d] = to_sockaddr(&info.remote_ip_infos[d]);
         }
@@ -380,7 +397,7 @@ llm_link_clusters(llm_datadist *dd, const llm_cluster_info *clusters, size_t num
                   llm_status *rets, size_t *ret_num_rets, int32_t timeout_ms)
 {
     LLI_TRY(lli_check_initialized(dd, "llm_link_clusters"));
-    LLI_TRY(check_plain(clusters, num_clusters, timeout_ms));
+    LLI_TRY(check_plain(clusters, num_clusters, timeout_ms, true));
     int role = atomic_load(&dd->role);
     bool version_2 = atomic_load(&dd->version_2);
     if (role != LLM_ROLE_DECODER && !version_2)
@@ -607,14 +624,15 @@ llm_unlink_clusters(llm_datadist *dd, const llm_cluster_info *clusters, size_t n
                     llm_status *rets, size_t *ret_num_rets, int32_t timeout_ms, int force)
 {
     LLI_TRY(lli_check_initialized(dd, "llm_unlink_clusters"));
-    LLI_TRY(check_plain(clusters, num_clusters, timeout_ms));
     bool version_2 = atomic_load(&dd->version_2);
+    LLI_TRY(check_plain(clusters, num_clusters, timeout_ms, !version_2));
     if (atomic_load(&dd->role) == LLM_ROLE_MIX && !version_2)
         return lli_fail(LLM_PARAM_INVALID, "link", "a Mix has no links to remove");
     struct call call = {
         .dd = dd,
         .name = "llm_unlink_clusters",
         .version_2 = version_2,
+        .unlinks = true,
         .force = force != 0,
         .deadline_ns = lli_deadline_after_ms((uint64_t)timeout_ms),
     };

@@ -256,9 +256,11 @@ lli_tcp_tune(int fd)
 }
 
 int
-lli_tcp_connect_start(const struct sockaddr_in *local, const struct sockaddr_in *remote)
+lli_tcp_connect_start(const struct sockaddr_in *local, const struct sockaddr_in *remote,
+                      bool *ret_bound)
 {
     int one = 1;
+    *ret_bound = false;
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
         return -1;
@@ -266,7 +268,8 @@ lli_tcp_connect_start(const struct sockaddr_in *local, const struct sockaddr_in 
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
     if (local->sin_port == 0)
         setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof(one));
-    if (bind(fd, (const struct sockaddr *)local, sizeof(*local)) != 0 ||
+    *ret_bound = bind(fd, (const struct sockaddr *)local, sizeof(*local)) == 0;
+    if (!*ret_bound ||
         (LLI_RETRY(connect(fd, (const struct sockaddr *)remote, sizeof(*remote))) != 0 &&
          errno != EINPROGRESS && errno != EALREADY && errno != EISCONN)) {
         int error = errno;
@@ -275,6 +278,26 @@ lli_tcp_connect_start(const struct sockaddr_in *local, const struct sockaddr_in 
         return -1;
     }
     return fd;
+}
+
+bool
+lli_tcp_is_with_itself(int fd)
+{
+    struct sockaddr_in local;
+    struct sockaddr_in remote;
+    socklen_t local_bytes = sizeof(local);
+    socklen_t remote_bytes = sizeof(remote);
+    return getsockname(fd, (struct sockaddr *)&local, &local_bytes) == 0 &&
+           getpeername(fd, (struct sockaddr *)&remote, &remote_bytes) == 0 &&
+           local.sin_port == remote.sin_port && local.sin_addr.s_addr == remote.sin_addr.s_addr;
+}
+
+void
+lli_tcp_abort(int fd)
+{
+    struct linger at_once = {.l_onoff = 1, .l_linger = 0};
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+    close(fd);
 }
 
 static socklen_t

@@ -59,7 +59,13 @@ const void *lli_memory_file_map(int fd, uint64_t bytes);
 
 // Sockets: all close-on-exec and non-blocking.  -1 and errno on failure.
 int lli_tcp_listen(struct in_addr address, uint16_t port, uint16_t *ret_port);
-int lli_tcp_connect_start(const struct sockaddr_in *local, const struct sockaddr_in *remote);
+// *ret_bound: whether `local` could be had; what fails then fails on the way.
+int lli_tcp_connect_start(const struct sockaddr_in *local, const struct sockaddr_in *remote,
+                          bool *ret_bound);
+// The system may give a connection the port that it is meant for, and join both of its ends.
+bool lli_tcp_is_with_itself(int fd);
+// Closes a connection so that nothing of it lingers.
+void lli_tcp_abort(int fd);
 void lli_tcp_tune(int fd);
 // An abstract Unix socket with a random name.
 int lli_unix_listen(char *ret_name, size_t name_size);

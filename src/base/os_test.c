@@ -325,7 +325,8 @@ test_tcp_sockets_meet_at_a_chosen_port(void **state)
     assert_int_equal(errno, EAGAIN);
 
     remote.sin_port = htons(port);
-    int fd = lli_tcp_connect_start(&local, &remote);
+    bool bound;
+    int fd = lli_tcp_connect_start(&local, &remote, &bound);
     assert_tuned_descriptor(fd);
     assert_true(wait_for(listen_fd, POLLIN));
     int accepted = lli_accept(listen_fd, &peer);

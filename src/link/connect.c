@@ -37,6 +37,15 @@ struct attempt {
 // ---- blocking input and output with a deadline ----
 
 static bool
+has_time(struct attempt *a)
+{
+    a->timed_out = lli_ms_until(a->deadline_ns) == 0;
+    if (a->timed_out)
+        snprintf(a->why, sizeof(a->why), "the time is up");
+    return !a->timed_out;
+}
+
+static bool
 wait_for(struct attempt *a, int fd, short events)
 {
     struct pollfd wait = {.fd = fd, .events = events};
@@ -134,30 +143,78 @@ receive_message(struct attempt *a, int fd, enum lli_message_type type, uint8_t *
 
 // ---- steps ----
 
-// Connects to the listener of a device.  Only the first connection of a device may ask for a source
-// port: a port can be used once towards the same listener.
-static int
-dial(struct attempt *a, uint32_t device_index, bool use_port)
+// What a source address has to do with it is told with the address.
+static void
+explain_start(struct attempt *a, const struct sockaddr_in *local, bool bound, int error)
 {
-    struct sockaddr_in local = a->target->local[device_index];
-    if (!use_port)
-        local.sin_port = 0;
-    int fd = lli_tcp_connect_start(&local, &a->target->remote[device_index]);
-    if (fd < 0) {
-        snprintf(a->why, sizeof(a->why), "%s", strerror(errno));
-        return -1;
-    }
+    char address[INET_ADDRSTRLEN];
+    bool any_address = local->sin_addr.s_addr == htonl(INADDR_ANY);
+    inet_ntop(AF_INET, &local->sin_addr, address, sizeof(address));
+    if (error == ECONNREFUSED || (bound && any_address))
+        snprintf(a->why, sizeof(a->why), "%s", strerror(error));
+    else if (!bound && local->sin_port != 0 && error != EADDRNOTAVAIL)
+        snprintf(a->why, sizeof(a->why),
+                 "can't connect from %s:%u: %s; port 0 lets the system choose", address,
+                 ntohs(local->sin_port), strerror(error));
+    else
+        snprintf(a->why, sizeof(a->why),
+                 "can't connect from %s: %s; 0.0.0.0 lets the system choose", address,
+                 strerror(error));
+}
+
+// Connects once.  On failure -1, and *ret_port_taken if another source port may do.
+static int
+dial_from(struct attempt *a, const struct sockaddr_in *local, const struct sockaddr_in *remote,
+          bool *ret_port_taken)
+{
+    bool bound;
     int error = 0;
     socklen_t bytes = sizeof(error);
+    int fd = lli_tcp_connect_start(local, remote, &bound);
+    *ret_port_taken = fd < 0 && bound && errno == EADDRNOTAVAIL && local->sin_port != 0;
+    if (fd < 0) {
+        explain_start(a, local, bound, errno);
+        return -1;
+    }
     if (!wait_for(a, fd, POLLOUT)) {
         close(fd);
         return -1;
     }
     getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &bytes);
+    *ret_port_taken = error == 0 && lli_tcp_is_with_itself(fd);
+    if (*ret_port_taken) {
+        lli_tcp_abort(fd);
+        return -1;
+    }
     if (error != 0) {
         snprintf(a->why, sizeof(a->why), "%s", strerror(error));
         close(fd);
         return -1;
+    }
+    return fd;
+}
+
+// Connects to the listener of a device.  Only the first connection of a device may ask for a source
+// port, which can be used once towards the same listener, and not while what was connected that way
+// before lingers in TIME_WAIT: then the system chooses another one, as it does when a connection has
+// met itself.
+static int
+dial(struct attempt *a, uint32_t device_index, bool use_port)
+{
+    struct sockaddr_in local = a->target->local[device_index];
+    const struct sockaddr_in *remote = &a->target->remote[device_index];
+    bool port_taken = true;
+    int fd = -1;
+    if (!use_port)
+        local.sin_port = 0;
+    while (port_taken && has_time(a)) {
+        fd = dial_from(a, &local, remote, &port_taken);
+        if (port_taken && local.sin_port != 0)
+            lli_log(
+                LLM_LOG_WARN, "link",
+                "source port %u can't be used towards port %u now: the system chooses another one",
+                ntohs(local.sin_port), ntohs(remote->sin_port));
+        local.sin_port = 0;
     }
     return fd;
 }

@@ -1,6 +1,7 @@
 // §6 Links.
 #include "suite.h"
 
+#include <arpa/inet.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -632,6 +633,64 @@ conformance_6_1_rule_10_a_mismatch_of_devices_is_link_failed(void **state)
     close_party(&other);
 }
 
+// The first connection's; where it comes from is seen by whoever listens.
+static void
+conformance_6_1_rule_11_the_port_of_a_local_address_is_bound(void **state)
+{
+    struct bed *bed = *state;
+    llm_ip_info silent[DEVICES_MAX];
+    llm_ip_info local[DEVICES_MAX];
+    struct sockaddr_in from;
+    socklen_t bytes = sizeof(from);
+    int listener = open_silence(silent);
+    struct blocked blocked = {
+        .decoder = &bed->decoder,
+        .cluster = cluster_at(77, silent, bed->decoder.num_devices),
+        .timeout_ms = LINK_TIMEOUT_MS,
+    };
+    memcpy(local, loopback, sizeof(local));
+    blocked.cluster.local_ip_infos = local;
+    local[0].port = closed_port();
+    assert_int_equal(pthread_create(&blocked.thread, NULL, run_blocked, &blocked), 0);
+    int fd = accept(listener, (struct sockaddr *)&from, &bytes);
+    assert_true(fd >= 0);
+    assert_int_equal(ntohs(from.sin_port), local[0].port);
+    close(fd);
+    close(listener);
+    pthread_join(blocked.thread, NULL);
+    assert_status(blocked.status, LLM_LINK_FAILED);
+}
+
+static void
+conformance_6_1_rule_12_a_local_port_can_be_used_again_at_once(void **state)
+{
+    struct bed *bed = *state;
+    struct call call = {.bed = bed};
+    reset(&call);
+    uint16_t port = closed_port();
+    for (unsigned i = 0; i < rounds(200); i++) {
+        for (size_t d = 0; d < suite.num_devices; d++)
+            call.local[0][d].port = call.local[1][d].port = port;
+        assert_ok(run(&call));
+        assert_ok(llm_unlink_clusters(call.dd, call.clusters, 2, call.rets, NULL, LINK_TIMEOUT_MS,
+                                      i % 2 == 0));
+    }
+}
+
+// The system connects a socket to its own port, if nobody else is there.
+static void
+conformance_6_1_rule_13_a_connection_to_itself_is_nobody_listening(void **state)
+{
+    struct bed *bed = *state;
+    struct call call = {.bed = bed};
+    reset(&call);
+    call.num_clusters = 1;
+    for (size_t d = 0; d < suite.num_devices; d++)
+        call.remote[0][d].port = call.local[0][d].port = closed_port();
+    assert_status_says(run(&call), LLM_LINK_FAILED, "refused");
+    assert_int_equal(call.rets[0], LLM_LINK_FAILED);
+}
+
 // ---- Unlink ----
 
 static void
@@ -863,6 +922,9 @@ static const struct CMUnitTest tests[] = {
     TEST(conformance_6_1_rule_08_a_broken_link_is_replaced_by_link),
     TEST(conformance_6_1_rule_09_remote_role_type_is_ignored),
     TEST(conformance_6_1_rule_10_a_mismatch_of_devices_is_link_failed),
+    TEST(conformance_6_1_rule_11_the_port_of_a_local_address_is_bound),
+    TEST(conformance_6_1_rule_12_a_local_port_can_be_used_again_at_once),
+    TEST(conformance_6_1_rule_13_a_connection_to_itself_is_nobody_listening),
     TEST(conformance_6_2_check_01_not_initialized_is_failed),
     TEST(conformance_6_2_check_02_timeout_not_positive_is_param_invalid),
     TEST(conformance_6_2_check_03_ip_that_is_no_dotted_quad_is_param_invalid),

@@ -37,6 +37,7 @@ enum { ERRORS_MAX = 6 };
     X(fstat, false, false, ENOMEM)                                                                 \
     X(fstatfs, false, true, ENOMEM)                                                                \
     X(ftruncate, false, true, ENOMEM, EPERM)                                                       \
+    X(getpeername, false, false, ENOTCONN)                                                         \
     X(getrandom, false, true, 0)                                                                   \
     X(getsockname, false, false, ENOBUFS)                                                          \
     X(getsockopt, false, false, ENOBUFS)                                                           \
@@ -228,6 +229,7 @@ WRAP(fstatfs, (int fd, struct statfs *info), (fd, info))
 WRAP(ftruncate, (int fd, off_t bytes), (fd, bytes))
 WRAP_AS(ssize_t, getrandom, -1, true, (void *bytes, size_t size, unsigned int flags),
         (bytes, size, flags))
+WRAP(getpeername, (int fd, struct sockaddr *name, socklen_t *bytes), (fd, name, bytes))
 WRAP(getsockname, (int fd, struct sockaddr *name, socklen_t *bytes), (fd, name, bytes))
 WRAP(getsockopt, (int fd, int level, int option, void *value, socklen_t *bytes),
      (fd, level, option, value, bytes))

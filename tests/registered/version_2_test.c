@@ -472,6 +472,104 @@ test_unlinking(void **state)
     end_close(&connector);
 }
 
+// Its one link is found by the id; no address is needed, and a local one isn't even read.
+static void
+test_unlinking_by_the_id_alone(void **state)
+{
+    (void)state;
+    struct end listener;
+    struct end connector;
+    llm_cluster_info cluster;
+    llm_ip_info local;
+    llm_ip_info remote[2];
+    open_pair(&listener, &connector);
+    for (unsigned i = 0; i < 3; i++) {
+        assert_ok(end_link(&connector, LISTENER, listener.port));
+        fill_cluster(&cluster, LISTENER, &local, &remote[0], listener.port);
+        if (i != 2)
+            cluster.num_local_ip_infos = 0;
+        local.ip = "nonsense";
+        if (i == 0) {
+            cluster.remote_ip_infos = NULL;
+            cluster.num_remote_ip_infos = 0;
+        }
+        llm_status ret = LLM_FAILED;
+        assert_ok(llm_unlink_clusters(connector.dd, &cluster, 1, &ret, NULL, PATIENCE_MS, 0));
+        assert_int_equal(ret, LLM_SUCCESS);
+        assert_int_equal(end_state(&connector, LISTENER, NULL), 0);
+        assert_int_equal(end_state(&listener, CONNECTOR, NULL), 0);
+    }
+    // What is given of the peer must make sense.
+    assert_ok(end_link(&connector, LISTENER, listener.port));
+    remote[1] = remote[0];
+    cluster.num_remote_ip_infos = 2;
+    assert_status(llm_unlink_clusters(connector.dd, &cluster, 1, NULL, NULL, PATIENCE_MS, 0),
+                  LLM_PARAM_INVALID);
+    cluster.num_remote_ip_infos = 1;
+    remote[0].ip = "256.1.1.1";
+    assert_status(llm_unlink_clusters(connector.dd, &cluster, 1, NULL, NULL, PATIENCE_MS, 0),
+                  LLM_PARAM_INVALID);
+    assert_int_equal(end_state(&connector, LISTENER, NULL), LLM_LINK_READY);
+    end_close(&listener);
+    end_close(&connector);
+}
+
+// Programs give the port at which they listen, one that they always give, or the peer's.
+static void
+test_the_port_of_a_local_address_is_not_used(void **state)
+{
+    (void)state;
+    enum { ROUNDS = SCALED(200, 60) };
+    struct end listener;
+    struct end connector;
+    llm_cluster_info cluster;
+    llm_ip_info local;
+    llm_ip_info remote;
+    open_pair(&listener, &connector);
+    end_close(&connector);
+    end_open(&connector, &(struct end_setup){.id = CONNECTOR, .listens = true});
+    const uint16_t ports[] = {connector.port, dead_port(), listener.port};
+    for (unsigned i = 0; i < ROUNDS; i++) {
+        fill_cluster(&cluster, LISTENER, &local, &remote, listener.port);
+        local.port = ports[i % LENGTH(ports)];
+        assert_ok(llm_link_clusters(connector.dd, &cluster, 1, NULL, NULL, PATIENCE_MS));
+        assert_ok(llm_unlink_clusters(connector.dd, &cluster, 1, NULL, NULL, PATIENCE_MS,
+                                      i / LENGTH(ports) % 2 == 0));
+    }
+    end_close(&listener);
+    end_close(&connector);
+}
+
+static void
+test_a_local_address_that_does_not_work_is_named(void **state)
+{
+    (void)state;
+    struct end listener;
+    struct end connector;
+    llm_cluster_info cluster;
+    llm_ip_info local;
+    llm_ip_info remote;
+    char why[512];
+    open_pair(&listener, &connector);
+    fill_cluster(&cluster, LISTENER, &local, &remote, listener.port);
+    for (unsigned i = 0; i < 2; i++) {
+        // An address of nobody's (RFC 5737), here and there.
+        local.ip = i == 0 ? "192.0.2.7" : "127.0.0.1";
+        remote.ip = i == 0 ? "127.0.0.1" : "192.0.2.7";
+        assert_status(llm_link_clusters(connector.dd, &cluster, 1, NULL, NULL, PATIENCE_MS),
+                      LLM_LINK_FAILED);
+        llm_last_error(why, sizeof(why));
+        assert_non_null(strstr(why, i == 0 ? "can't connect from 192.0.2.7: "
+                                           : "can't connect from 127.0.0.1: "));
+        assert_non_null(strstr(why, "; 0.0.0.0 lets the system choose"));
+    }
+    local.ip = "0.0.0.0";
+    remote.ip = "127.0.0.1";
+    assert_ok(llm_link_clusters(connector.dd, &cluster, 1, NULL, NULL, PATIENCE_MS));
+    end_close(&listener);
+    end_close(&connector);
+}
+
 // ---- both at once ----
 
 struct meeting {
@@ -859,6 +957,9 @@ main(int argc, char **argv)
         KIT_TEST(test_a_link_that_runs_out_of_time),
         KIT_TEST(test_the_addresses_of_a_link),
         KIT_TEST(test_unlinking),
+        KIT_TEST(test_unlinking_by_the_id_alone),
+        KIT_TEST(test_the_port_of_a_local_address_is_not_used),
+        KIT_TEST(test_a_local_address_that_does_not_work_is_named),
         KIT_TEST(test_linking_each_other_at_once),
         KIT_TEST(test_set_role_needs_no_option),
         KIT_TEST(test_set_role_moves_the_listener),
