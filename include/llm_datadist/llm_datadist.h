@@ -100,7 +100,8 @@ constexpr Status LLM_OUT_OF_MEMORY = 0x5010B01CU;
  * 2. Options (§4): keys of the maps that Initialize and SetRole take.  Unknown keys are ignored.
  * ============================================================================================ */
 
-/* "ipv4:port" per device, separated by ';'.  Required for a Prompt of version 1. */
+/* "ipv4:port" per device, separated by ';'.  Required for a Prompt of version 1; in version
+ * 2 one, and whoever gives it listens: a Decoder or Mix of version 1 once it registers memory. */
 constexpr char OPTION_LISTEN_IP_INFO[] = "llm.ListenIpInfo";
 /* Device ids, separated by ';'.  Required. */
 constexpr char OPTION_DEVICE_ID[] = "llm.DeviceId";
@@ -259,7 +260,7 @@ struct RegisterCfg {
  *
  * Version 2 of the interface (§13) holds if OPTION_LOCAL_COMM_RES or OPTION_TRANSFER_BACKEND was
  * given to Initialize, or else from the first successful RegisterKvCache on: then the role is a
- * label, and any side links, pulls and pushes. */
+ * label, any side links, pulls and pushes, and rets is appended to. */
 class LLM_DATADIST_EXPORT_ LlmDataDist {
 public:
     /* Opens nothing and checks nothing (§5.1).
@@ -284,12 +285,14 @@ public:
     /* Changes the role; caches stay (§5.5).
      * options: OPTION_LISTEN_IP_INFO, required to become a Prompt.  On failure nothing changes.
      * Returns LLM_SUCCESS; LLM_FAILED (listener); LLM_PARAM_INVALID; LLM_FEATURE_NOT_ENABLED
-     * (OPTION_ENABLE_SET_ROLE, several devices); LLM_EXIST_LINK. */
+     * (OPTION_ENABLE_SET_ROLE, several devices; with OPTION_TRANSFER_BACKEND another address than at
+     * Initialize); LLM_EXIST_LINK. */
     Status SetRole(LlmRole role, const std::map<AscendString, AscendString> &options = {});
 
     /* Links a Decoder to 1..16 prompts (§6.1).  Both ends can use a link at once.
      *
-     * clusters: both address lists hold one entry per device.
+     * clusters: both address lists hold one entry per device; local ones may be "0.0.0.0".  In version
+     * 2 the port of a local one isn't used.
      * rets: replaced by one result per cluster; empty when the call fails before the first attempt;
      * left alone when the timeout, an address or the role is wrong, or the object not initialized.
      * timeout_in_millis: > 0, for the whole call.
@@ -300,7 +303,7 @@ public:
     Status LinkLlmClusters(const std::vector<ClusterInfo> &clusters, std::vector<Status> &rets,
                            int32_t timeout_in_millis = 1000);
 
-    /* Removes links (§6.2).  Parameters as above.
+    /* Removes links (§6.2).  Parameters as above; in version 2 both address lists may be empty.
      *
      * force_flag: false on a Decoder tells the peer, so that both ends go; otherwise only this one.
      * rets: LLM_SUCCESS; LLM_NOT_YET_LINK (counts as success); LLM_LINK_BUSY (a transfer runs, link

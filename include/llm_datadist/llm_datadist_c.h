@@ -178,7 +178,8 @@ typedef struct llm_option {
 
 /* "ipv4:port" per device, separated by ';'.  Port 0 lets the system choose: llm_get_listen_port.
  * Version 1: required for role Prompt, not read for the other roles (§4.3).  Version 2: one address,
- * optional for every role (§13.3). */
+ * optional for every role (§13.3); of a Decoder or Mix that becomes version 2 by registering memory it
+ * is read, and listened at, then. */
 #define LLM_OPTION_LISTEN_IP_INFO "llm.ListenIpInfo"
 /* Device ids, separated by ';', each 0..2147483647, at most 64; version 2: one.  Required (§4.2). */
 #define LLM_OPTION_DEVICE_ID "llm.DeviceId"
@@ -279,7 +280,8 @@ LLM_API void llm_finalize(llm_datadist *dd);
  * listens if it is given, and stops if it isn't (§13.4).  The new listener is opened before the old one
  * is closed; after a failure role and listener are as before.
  * Returns LLM_SUCCESS; LLM_FAILED (not initialized; the listener can't be opened);
- * LLM_PARAM_INVALID (role, address); LLM_FEATURE_NOT_ENABLED (option, several devices);
+ * LLM_PARAM_INVALID (role, address); LLM_FEATURE_NOT_ENABLED (option, several devices; with
+ * LLM_OPTION_TRANSFER_BACKEND another address than at initialization);
  * LLM_EXIST_LINK (links, broken ones included; version 1: of a Prompt or Decoder).
  * Not beside link or transfer calls. */
 LLM_API llm_status llm_set_role(llm_datadist *dd, llm_role role, const llm_option *options,
@@ -390,11 +392,13 @@ LLM_API llm_status llm_deallocate_cache(llm_datadist *dd, int64_t cache_id);
  * desc: placement may be either.  addrs: desc->num_tensors addresses, none 0, of any alignment, each
  * of a whole tensor; they may overlap, and may be registered more than once.  The memory must stay
  * valid until llm_unregister_kv_cache returns; peers see the cache at once, also over links that
- * stand.  The instance follows version 2 from now on.
+ * stand.  The instance follows version 2 from now on; a Decoder or Mix that gave
+ * LLM_OPTION_LISTEN_IP_INFO begins to listen with its first registration, or else that fails and
+ * changes nothing.
  * On one host peers read the memory with process_vm_readv where the system permits it, otherwise
  * with this process' help; llm_get_link_info tells which.
- * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_PARAM_INVALID; LLM_FEATURE_NOT_ENABLED
- * (several devices); LLM_OUT_OF_MEMORY (also too many caches or tensors, as in llm_allocate_cache). */
+ * Returns LLM_SUCCESS; LLM_FAILED (not initialized; can't listen); LLM_PARAM_INVALID;
+ * LLM_FEATURE_NOT_ENABLED (several devices); LLM_OUT_OF_MEMORY (also too many caches or tensors, as in llm_allocate_cache). */
 LLM_API llm_status llm_register_kv_cache(llm_datadist *dd, const llm_cache_desc *desc,
                                          const uint64_t *addrs, size_t num_addrs,
                                          int64_t *ret_cache_id);

@@ -97,6 +97,31 @@ check_extent(const struct lli_geometry *geometry, const uint64_t *addrs)
     return LLM_SUCCESS;
 }
 
+// Whoever becomes version 2 listens from then on, at the address given at initialization (§13.3); if
+// it can't, it stays what it was.
+static llm_status
+register_locked(llm_datadist *dd, const struct lli_geometry *geometry, const uint64_t *addrs,
+                int64_t *ret_cache_id)
+{
+    struct lli_listen_address address;
+    bool is_first = !atomic_load(&dd->version_2);
+    bool has_address = is_first && dd->options.listen_later != NULL;
+    if (has_address) {
+        LLI_TRY(lli_options_parse_listen(dd->options.listen_later, &address));
+        LLI_TRY(lli_engine_relisten(dd, &address));
+    }
+    llm_status status = lli_registry_register(&dd->registry, geometry, addrs, ret_cache_id);
+    if (status != LLM_SUCCESS && has_address)
+        (void)lli_engine_relisten(dd, NULL);
+    if (status != LLM_SUCCESS || !is_first)
+        return status;
+    atomic_store(&dd->version_2, true);
+    lli_log(LLM_LOG_INFO, "cache",
+            "cluster %llu registers memory: from now on version 2 of the interface holds",
+            (unsigned long long)dd->cluster_id);
+    return LLM_SUCCESS;
+}
+
 llm_status
 llm_register_kv_cache(llm_datadist *dd, const llm_cache_desc *desc, const uint64_t *addrs,
                       size_t num_addrs, int64_t *ret_cache_id)
@@ -110,11 +135,11 @@ llm_register_kv_cache(llm_datadist *dd, const llm_cache_desc *desc, const uint64
     LLI_TRY(check_extent(&geometry, addrs));
     if (ret_cache_id == NULL)
         return lli_fail(LLM_PARAM_INVALID, "cache", "ret_cache_id is NULL");
-    LLI_TRY(lli_registry_register(&dd->registry, &geometry, addrs, ret_cache_id));
-    if (!atomic_exchange(&dd->version_2, true))
-        lli_log(LLM_LOG_INFO, "cache",
-                "cluster %llu registers memory: from now on version 2 of the interface holds",
-                (unsigned long long)dd->cluster_id);
+    pthread_mutex_lock(&dd->life_lock);
+    llm_status status = register_locked(dd, &geometry, addrs, ret_cache_id);
+    pthread_mutex_unlock(&dd->life_lock);
+    if (status != LLM_SUCCESS)
+        return status;
     lli_log(LLM_LOG_INFO, "cache", "cache %lld: %u registered tensors of %llu bytes",
             (long long)*ret_cache_id, geometry.num_tensors,
             (unsigned long long)geometry.tensor_bytes);

@@ -90,11 +90,16 @@ llm_get_listen_port(llm_datadist *dd, size_t device_index, uint16_t *ret_port)
     LLI_TRY(lli_check_initialized(dd, "llm_get_listen_port"));
     if (ret_port == NULL)
         return lli_fail(LLM_PARAM_INVALID, "api", "llm_get_listen_port: ret_port is NULL");
-    if (device_index >= dd->listeners.num_devices)
+    // A registration may begin to listen.
+    pthread_mutex_lock(&dd->life_lock);
+    size_t num_devices = dd->listeners.num_devices;
+    if (device_index < num_devices)
+        *ret_port = dd->listeners.of_device[device_index]->address.port;
+    pthread_mutex_unlock(&dd->life_lock);
+    if (device_index >= num_devices)
         return lli_fail(LLM_PARAM_INVALID, "api",
                         "llm_get_listen_port: device_index is %zu, %zu device(s) listen",
-                        device_index, dd->listeners.num_devices);
-    *ret_port = dd->listeners.of_device[device_index]->address.port;
+                        device_index, num_devices);
     return LLM_SUCCESS;
 }
 

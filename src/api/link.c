@@ -440,6 +440,9 @@ static llm_status
 choose_link(struct call *call, size_t index, struct lli_link **ret_link)
 {
     struct cluster *cluster = &call->clusters[index];
+    // By the time of a second one the first has removed the link.
+    if (call->version_2 && is_repeated(call, index))
+        return LLM_SUCCESS;
     struct lli_link *link = lli_links_find(&call->dd->node, cluster->id);
     if (link == NULL)
         return call->version_2 ? LLM_SUCCESS : not_linked(cluster);

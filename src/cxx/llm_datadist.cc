@@ -39,6 +39,8 @@ public:
     std::mutex initialize_mutex;
     /* Addresses per tensor that AllocateCache makes room for; 0 while not initialized. */
     std::atomic<size_t> num_devices{0};
+    /* The rules of version 2 hold: rets are appended to (§13.4). */
+    std::atomic<bool> version_2{false};
 };
 
 namespace {
@@ -176,13 +178,20 @@ public:
     }
 
     /* call(clusters, num_clusters, rets, &num_rets) */
-    template <typename Call> Status Run(std::vector<Status> &rets, Call call)
+    template <typename Call> Status Run(std::vector<Status> &rets, bool appends, Call call)
     {
         size_t num_rets = kRetsUntouched;
+        if (appends) {
+            rets.reserve(rets.size() + results_.size());
+        }
         const Status status = call(clusters_.data(), clusters_.size(), results_.data(), &num_rets);
         if (num_rets != kRetsUntouched) {
             results_.resize(std::min(num_rets, results_.size())); /* shrinks: never throws */
-            rets.swap(results_);
+            if (appends) {
+                rets.insert(rets.end(), results_.begin(), results_.end());
+            } else {
+                rets.swap(results_);
+            }
         }
         return status;
     }
@@ -217,6 +226,14 @@ CountDevices(const std::map<AscendString, AscendString> &options)
     return num_devices;
 }
 
+bool
+AsksForVersion2(const std::map<AscendString, AscendString> &options)
+{
+    return std::any_of(options.begin(), options.end(), [](const auto &option) {
+        return option.first == OPTION_LOCAL_COMM_RES || option.first == OPTION_TRANSFER_BACKEND;
+    });
+}
+
 } // namespace
 
 LlmDataDist::LlmDataDist(uint64_t cluster_id, LlmRole role)
@@ -246,6 +263,7 @@ LlmDataDist::Initialize(const std::map<AscendString, AscendString> &options)
         const Status status = llm_initialize(impl_->dd, c_options.data(), c_options.size());
         if (status == LLM_SUCCESS && impl_->num_devices == 0) {
             impl_->num_devices = num_devices;
+            impl_->version_2 = AsksForVersion2(options);
         }
         return status;
     });
@@ -257,6 +275,7 @@ LlmDataDist::Finalize()
     if (impl_ != nullptr) {
         llm_finalize(impl_->dd);
         impl_->num_devices = 0;
+        impl_->version_2 = false;
     }
 }
 
@@ -280,11 +299,14 @@ LlmDataDist::LinkLlmClusters(const std::vector<ClusterInfo> &clusters, std::vect
         return LLM_FAILED;
     }
     return WithoutExceptions([&] {
-        return ClusterCall(clusters).Run(rets, [&](const ::llm_cluster_info *c_clusters, size_t num,
-                                                   Status *c_rets, size_t *num_rets) {
-            return llm_link_clusters(impl_->dd, c_clusters, num, c_rets, num_rets,
-                                     timeout_in_millis);
-        });
+        const bool appends = impl_->version_2;
+        return ClusterCall(clusters).Run(rets, appends,
+                                         [&](const ::llm_cluster_info *c_clusters, size_t num,
+                                             Status *c_rets, size_t *num_rets) {
+                                             return llm_link_clusters(impl_->dd, c_clusters, num,
+                                                                      c_rets, num_rets,
+                                                                      timeout_in_millis);
+                                         });
     });
 }
 
@@ -296,11 +318,14 @@ LlmDataDist::UnlinkLlmClusters(const std::vector<ClusterInfo> &clusters, std::ve
         return LLM_FAILED;
     }
     return WithoutExceptions([&] {
-        return ClusterCall(clusters).Run(rets, [&](const ::llm_cluster_info *c_clusters, size_t num,
-                                                   Status *c_rets, size_t *num_rets) {
-            return llm_unlink_clusters(impl_->dd, c_clusters, num, c_rets, num_rets,
-                                       timeout_in_millis, force_flag ? 1 : 0);
-        });
+        const bool appends = impl_->version_2;
+        return ClusterCall(clusters).Run(rets, appends,
+                                         [&](const ::llm_cluster_info *c_clusters, size_t num,
+                                             Status *c_rets, size_t *num_rets) {
+                                             return llm_unlink_clusters(
+                                                 impl_->dd, c_clusters, num, c_rets, num_rets,
+                                                 timeout_in_millis, force_flag ? 1 : 0);
+                                         });
     });
 }
 
@@ -455,7 +480,12 @@ LlmDataDist::RegisterKvCache(const CacheDesc &cache_desc, const std::vector<uint
         return LLM_FAILED;
     }
     const ::llm_cache_desc c_desc = ToC(cache_desc);
-    return llm_register_kv_cache(impl_->dd, &c_desc, addrs.data(), addrs.size(), &cache_id);
+    const Status status =
+        llm_register_kv_cache(impl_->dd, &c_desc, addrs.data(), addrs.size(), &cache_id);
+    if (status == LLM_SUCCESS) {
+        impl_->version_2 = true;
+    }
+    return status;
 }
 
 Status

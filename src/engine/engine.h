@@ -18,7 +18,7 @@
 struct llm_datadist {
     uint64_t cluster_id;
     _Atomic int role;          // llm_role, or what the caller took for one
-    pthread_mutex_t life_lock; // serialises initialize
+    pthread_mutex_t life_lock; // serialises initialize, and what may change the listeners
     _Atomic bool initialized;
     _Atomic bool version_2; // the rules of §13
 

@@ -82,7 +82,6 @@ static const char *const transport_names[LLI_NUM_TRANSPORTS] = {
 // What the parsers see beside the value, and where their results go.
 struct reading {
     llm_role role;
-    bool has_backend; // llm.TransferBackend is given
     llm_log_level log_level;
     struct lli_options *out;
 };
@@ -266,8 +265,15 @@ static llm_status
 parse_listen(struct reading *reading, const char *value)
 {
     bool version_2 = reading->out->version_2;
+    if (!version_2 && reading->role != LLM_ROLE_PROMPT && value != NULL) {
+        // A wrong value is harmless there (§4.3).
+        reading->out->listen_later = lli_strdup(value);
+        if (reading->out->listen_later == NULL)
+            return lli_fail(LLM_FAILED, "options", "no memory for " LLM_OPTION_LISTEN_IP_INFO);
+        return LLM_SUCCESS;
+    }
     if (!version_2 && reading->role != LLM_ROLE_PROMPT)
-        return LLM_SUCCESS; // a wrong value is harmless there (§4.3)
+        return LLM_SUCCESS;
     if (version_2 && value == NULL)
         return LLM_SUCCESS; // a client (§13.3)
     if (value == NULL)
@@ -335,7 +341,7 @@ parse_transfer_backend(struct reading *reading, const char *value)
 static llm_status
 parse_global_resource_config(struct reading *reading, const char *value)
 {
-    if (value == NULL || !reading->has_backend)
+    if (value == NULL || !reading->out->has_backend)
         return LLM_SUCCESS;
     json_t *json = json_loads(value, 0, NULL);
     if (json == NULL)
@@ -604,9 +610,10 @@ lli_options_parse(const llm_option *options, size_t num_options, llm_role role,
     struct reading reading = {.role = role, .out = ret_options};
     *ret_options = (struct lli_options){0};
     LLI_TRY(check_pairs(options, num_options));
-    reading.has_backend = find_value(options, num_options, LLM_OPTION_TRANSFER_BACKEND) != NULL;
-    ret_options->version_2 =
-        reading.has_backend || find_value(options, num_options, LLM_OPTION_LOCAL_COMM_RES) != NULL;
+    ret_options->has_backend =
+        find_value(options, num_options, LLM_OPTION_TRANSFER_BACKEND) != NULL;
+    ret_options->version_2 = ret_options->has_backend ||
+                             find_value(options, num_options, LLM_OPTION_LOCAL_COMM_RES) != NULL;
     llm_status status = parse_rows(&reading, options, num_options);
     if (status != LLM_SUCCESS)
         lli_options_fini(ret_options);
@@ -615,6 +622,16 @@ lli_options_parse(const llm_option *options, size_t num_options, llm_role role,
     // After a failure too: a misspelt key is a likely reason why another one is missing.
     note_keys(options, num_options);
     return status;
+}
+
+llm_status
+lli_options_parse_listen(const char *value, struct lli_listen_address *ret_address)
+{
+    size_t count = count_items(value, ';');
+    if (count != 1)
+        return lli_reject_option(LLM_OPTION_LISTEN_IP_INFO, value,
+                                 "expected exactly one a.b.c.d:port, but these are %zu", count);
+    return parse_addresses(value, ret_address);
 }
 
 llm_status
@@ -628,12 +645,7 @@ lli_options_parse_set_role(const llm_option *options, size_t num_options, bool *
     const char *value = find_value(options, num_options, LLM_OPTION_LISTEN_IP_INFO);
     if (value == NULL)
         return LLM_SUCCESS;
-    size_t count = count_items(value, ';');
-    if (count != 1) {
-        return lli_reject_option(LLM_OPTION_LISTEN_IP_INFO, value,
-                                 "expected exactly one a.b.c.d:port, but these are %zu", count);
-    }
-    LLI_TRY(parse_addresses(value, ret_address));
+    LLI_TRY(lli_options_parse_listen(value, ret_address));
     *ret_given = true;
     return LLM_SUCCESS;
 }
@@ -643,6 +655,7 @@ lli_options_fini(struct lli_options *options)
 {
     lli_free(options->device_ids);
     lli_free(options->listen);
+    lli_free(options->listen_later);
     lli_free(options->tiers);
     json_decref(options->pool_json);
     *options = (struct lli_options){0};

@@ -36,10 +36,12 @@ struct lli_options {
     size_t num_devices;
     struct lli_listen_address *listen; // num_devices for a Prompt, else none
     size_t num_listen;
+    char *listen_later; // of another role in version 1: unread, until it becomes version 2
     uint32_t sync_wait_ms;
     bool enable_set_role;
     bool version_2;          // the program asks for the second generation (§13)
     bool has_local_comm_res; // given and not empty
+    bool has_backend;        // llm.TransferBackend is given
     uint64_t pool_bytes;     // 0: not given
     struct lli_pool_tier *tiers;
     size_t num_tiers;
@@ -66,6 +68,9 @@ void lli_options_fini(struct lli_options *options);
 // The address of llm_set_role (§5.5, checks 3 and 6): *ret_given tells whether the option was there.
 llm_status lli_options_parse_set_role(const llm_option *options, size_t num_options,
                                       bool *ret_given, struct lli_listen_address *ret_address);
+
+// The value of llm.ListenIpInfo with one address.
+llm_status lli_options_parse_listen(const char *value, struct lli_listen_address *ret_address);
 
 // Strict dotted quad (§4.3).
 bool lli_parse_ipv4(const char *text, struct in_addr *ret_ip);

@@ -208,6 +208,39 @@ EitherSidePullsAndPushes()
     CHECK_BLOCK(pair.client_tensors[0], 7, 57); /* the first layer wasn't touched */
 }
 
+/* Version 2 appends what it has to say, and only then (§13.4). */
+void
+RetsAreAppendedTo()
+{
+    Pair pair;
+    const ClusterInfo server = check::ClusterAt(kServerId, pair.port);
+    const std::vector<Status> before = {7, 8};
+    std::vector<Status> rets = before;
+    CHECK_EQ(pair.client.LinkLlmClusters({server}, rets, 5000), LLM_ALREADY_LINK);
+    CHECK(rets == (std::vector<Status>{7, 8, LLM_ALREADY_LINK}));
+    rets = before;
+    CHECK_EQ(pair.client.LinkLlmClusters({}, rets, 5000), LLM_PARAM_INVALID);
+    CHECK(rets == before);
+    ClusterInfo by_id;
+    by_id.remote_cluster_id = kServerId;
+    CHECK_EQ(pair.client.UnlinkLlmClusters({by_id, by_id}, rets, 5000), LLM_SUCCESS);
+    CHECK_EQ(rets.size(), 4);
+    CHECK_EQ(pair.client.LinkLlmClusters({server}, rets, 5000), LLM_SUCCESS);
+    CHECK_EQ(rets.size(), 5);
+
+    /* Asked for at initialization; finalized, it is version 1 again. */
+    LlmDataDist asks(99, LlmRole::kDecoder);
+    const check::Options options = {{OPTION_DEVICE_ID, "0"}, {OPTION_LOCAL_COMM_RES, ""}};
+    for (int i = 0; i < 2; i++) {
+        const check::Options plain = {{OPTION_DEVICE_ID, "0"}};
+        REQUIRE_EQ(asks.Initialize(i == 0 ? options : plain), LLM_SUCCESS);
+        rets = before;
+        CHECK_EQ(asks.UnlinkLlmClusters({check::ClusterAt(1, pair.port)}, rets, 5000), LLM_SUCCESS);
+        CHECK_EQ(rets.size(), i == 0 ? 3 : 1);
+        asks.Finalize();
+    }
+}
+
 /* As engines do that register tensor by tensor: pull the same blocks of each, in a loop. */
 void
 ACachePerTensorIsSeenWithoutRelinking()
@@ -334,6 +367,7 @@ main(int argc, char **argv)
     }
     BadRegistrationsLeaveTheIdAlone();
     EitherSidePullsAndPushes();
+    RetsAreAppendedTo();
     ACachePerTensorIsSeenWithoutRelinking();
     UnregisteredMemoryIsQuiet();
     ManyThreadsAndAPeerThatComesAndGoes();

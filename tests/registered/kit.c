@@ -51,7 +51,7 @@ try_open(struct end *end, const struct end_setup *setup, uint16_t port)
         options[num_options++] = (llm_option){LLM_OPTION_CHECKSUM, "crc32c"};
     if (setup->copies_alone)
         options[num_options++] = (llm_option){LLM_OPTION_COPY_THREADS, "1"};
-    if (setup->listens)
+    if (setup->listens || setup->listens_later)
         options[num_options++] = (llm_option){LLM_OPTION_LISTEN_IP_INFO, address};
     snprintf(address, sizeof(address), "%s:%u", own_ip, port);
     if (role == 0)

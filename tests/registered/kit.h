@@ -50,6 +50,7 @@ struct end_setup {
     const char *transports;
     bool version_1; // nothing asks for version 2
     bool listens;
+    bool listens_later;   // once version 2 holds
     bool checksum;        // asks for crc32c
     bool copies_alone;    // one thread copies a pull; of this process' ends only
     uint16_t port;        // at which it listens, if that is free; 0 means any

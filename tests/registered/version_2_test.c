@@ -37,6 +37,35 @@ move_from(struct end *end, const struct end *peer, struct kv *own, struct kv *th
     }
 }
 
+// A port where nobody listens.
+static uint16_t
+dead_port(void)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET};
+    socklen_t bytes = sizeof(address);
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    assert_int_equal(bind(fd, (struct sockaddr *)&address, sizeof(address)), 0);
+    assert_int_equal(getsockname(fd, (struct sockaddr *)&address, &bytes), 0);
+    close(fd);
+    return ntohs(address.sin_port);
+}
+
+// Somebody listens there and says nothing.  The descriptor.
+static int
+silent_port(uint16_t *ret_port)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET};
+    socklen_t bytes = sizeof(address);
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    assert_int_equal(bind(fd, (struct sockaddr *)&address, sizeof(address)), 0);
+    assert_int_equal(listen(fd, 8), 0);
+    assert_int_equal(getsockname(fd, (struct sockaddr *)&address, &bytes), 0);
+    *ret_port = ntohs(address.sin_port);
+    return fd;
+}
+
 static void
 test_roles_are_labels(void **state)
 {
@@ -193,15 +222,12 @@ test_registering_asks_for_version_2(void **state)
     kv_free(&registered);
 }
 
-static void
-test_several_devices_register_nothing(void **state)
+static llm_status
+register_tensor(llm_datadist *dd, int64_t *ret_id)
 {
-    (void)state;
-    llm_datadist *dd;
-    llm_option options[] = {{LLM_OPTION_DEVICE_ID, "0;1"}};
-    int64_t shape[] = {1, 8};
-    uint64_t addrs[] = {4096};
-    int64_t id;
+    static uint8_t memory[64];
+    int64_t shape[] = {1, sizeof(memory)};
+    uint64_t addrs[] = {(uintptr_t)memory};
     llm_cache_desc desc = {
         .struct_size = sizeof(desc),
         .num_tensors = 1,
@@ -209,9 +235,87 @@ test_several_devices_register_nothing(void **state)
         .shape = shape,
         .num_dims = 2,
     };
+    return llm_register_kv_cache(dd, &desc, addrs, 1, ret_id);
+}
+
+// §13.3: the option makes any role a server, as soon as version 2 holds.
+static void
+test_registering_listens_where_the_option_said(void **state)
+{
+    (void)state;
+    for (unsigned role = LLM_ROLE_DECODER; role <= LLM_ROLE_MIX; role++) {
+        struct end listener;
+        struct end connector;
+        int64_t id = 0;
+        uint16_t port = 0;
+        end_open(&connector, &(struct end_setup){.id = CONNECTOR});
+        struct end_setup setup = {.id = LISTENER, .role = role, .version_1 = true};
+        setup.listens_later = true;
+        end_open(&listener, &setup);
+        assert_status(llm_get_listen_port(listener.dd, 0, &port), LLM_PARAM_INVALID);
+        // What registers nothing changes nothing.
+        assert_status(llm_register_kv_cache(listener.dd, NULL, NULL, 0, &id), LLM_PARAM_INVALID);
+        assert_status(llm_get_listen_port(listener.dd, 0, &port), LLM_PARAM_INVALID);
+        assert_ok(register_tensor(listener.dd, &id));
+        assert_ok(llm_get_listen_port(listener.dd, 0, &port));
+        assert_ok(end_link(&connector, LISTENER, port));
+        assert_int_equal(end_state(&listener, CONNECTOR, NULL), LLM_LINK_READY);
+        // The next one finds it listening.
+        uint16_t same_port = 0;
+        assert_ok(register_tensor(listener.dd, &id));
+        assert_ok(llm_get_listen_port(listener.dd, 0, &same_port));
+        assert_int_equal(same_port, port);
+        end_close(&connector);
+        end_close(&listener);
+    }
+}
+
+static void
+test_a_registration_that_can_not_listen_fails(void **state)
+{
+    (void)state;
+    uint16_t port;
+    char occupied[32];
+    int fd = silent_port(&port);
+    snprintf(occupied, sizeof(occupied), "127.0.0.1:%u", port);
+    const char *const addresses[] = {occupied, "nonsense", "127.0.0.1:0;127.0.0.1:0"};
+    for (unsigned i = 0; i < LENGTH(addresses); i++) {
+        llm_datadist *dd;
+        int64_t id = 4711;
+        char why[512];
+        llm_option options[] = {
+            {LLM_OPTION_DEVICE_ID, "0"},
+            {LLM_OPTION_LISTEN_IP_INFO, addresses[i]},
+            {LLM_OPTION_ENABLE_SET_ROLE, "1"},
+        };
+        assert_ok(llm_create(LISTENER, LLM_ROLE_DECODER, &dd));
+        assert_ok(llm_initialize(dd, options, LENGTH(options)));
+        assert_status(register_tensor(dd, &id), i == 0 ? LLM_FAILED : LLM_PARAM_INVALID);
+        llm_last_error(why, sizeof(why));
+        assert_non_null(strstr(why, addresses[i]));
+        assert_int_equal(id, 4711);
+        // It still is version 1, and no id was spent.
+        llm_option own[] = {{LLM_OPTION_LISTEN_IP_INFO, "127.0.0.1:0"}};
+        assert_status(llm_set_role(dd, LLM_ROLE_PROMPT, NULL, 0), LLM_PARAM_INVALID);
+        // A change of role is a newer word about listening.
+        assert_ok(llm_set_role(dd, LLM_ROLE_PROMPT, own, 1));
+        assert_ok(register_tensor(dd, &id));
+        assert_int_equal(id, 1);
+        llm_destroy(dd);
+    }
+    close(fd);
+}
+
+static void
+test_several_devices_register_nothing(void **state)
+{
+    (void)state;
+    llm_datadist *dd;
+    llm_option options[] = {{LLM_OPTION_DEVICE_ID, "0;1"}};
+    int64_t id;
     assert_ok(llm_create(LISTENER, LLM_ROLE_DECODER, &dd));
     assert_ok(llm_initialize(dd, options, 1));
-    assert_status(llm_register_kv_cache(dd, &desc, addrs, 1, &id), LLM_FEATURE_NOT_ENABLED);
+    assert_status(register_tensor(dd, &id), LLM_FEATURE_NOT_ENABLED);
     llm_destroy(dd);
 }
 
@@ -262,35 +366,6 @@ fill_cluster(llm_cluster_info *cluster, uint64_t id, llm_ip_info *local, llm_ip_
         .remote_ip_infos = remote,
         .num_remote_ip_infos = 1,
     };
-}
-
-// A port where nobody listens.
-static uint16_t
-dead_port(void)
-{
-    struct sockaddr_in address = {.sin_family = AF_INET};
-    socklen_t bytes = sizeof(address);
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    assert_int_equal(bind(fd, (struct sockaddr *)&address, sizeof(address)), 0);
-    assert_int_equal(getsockname(fd, (struct sockaddr *)&address, &bytes), 0);
-    close(fd);
-    return ntohs(address.sin_port);
-}
-
-// Somebody listens there and says nothing.  The descriptor.
-static int
-silent_port(uint16_t *ret_port)
-{
-    struct sockaddr_in address = {.sin_family = AF_INET};
-    socklen_t bytes = sizeof(address);
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    assert_int_equal(bind(fd, (struct sockaddr *)&address, sizeof(address)), 0);
-    assert_int_equal(listen(fd, 8), 0);
-    assert_int_equal(getsockname(fd, (struct sockaddr *)&address, &bytes), 0);
-    *ret_port = ntohs(address.sin_port);
-    return fd;
 }
 
 static void
@@ -697,6 +772,39 @@ test_set_role_moves_the_listener(void **state)
     end_close(&connector);
 }
 
+static void
+test_with_a_backend_the_address_stays(void **state)
+{
+    (void)state;
+    llm_datadist *dd;
+    char same[32];
+    uint16_t port;
+    uint16_t port_now;
+    llm_option options[] = {
+        {LLM_OPTION_DEVICE_ID, "0"},
+        {LLM_OPTION_LISTEN_IP_INFO, "127.0.0.1:0"},
+        {LLM_OPTION_TRANSFER_BACKEND, "hixl"},
+    };
+    llm_option listen[] = {{LLM_OPTION_LISTEN_IP_INFO, "127.0.0.2:0"}};
+    assert_ok(llm_create(LISTENER, LLM_ROLE_PROMPT, &dd));
+    assert_ok(llm_initialize(dd, options, LENGTH(options)));
+    assert_ok(llm_get_listen_port(dd, 0, &port));
+    assert_status(llm_set_role(dd, LLM_ROLE_MIX, listen, 1), LLM_FEATURE_NOT_ENABLED);
+    snprintf(same, sizeof(same), "127.0.0.1:%u", dead_port());
+    listen[0].value = same;
+    assert_status(llm_set_role(dd, LLM_ROLE_MIX, listen, 1), LLM_FEATURE_NOT_ENABLED);
+    // As it was given, and as it came out.
+    for (unsigned i = 0; i < 2; i++) {
+        snprintf(same, sizeof(same), "127.0.0.1:%u", i == 0 ? 0 : port);
+        assert_ok(llm_set_role(dd, LLM_ROLE_MIX, listen, 1));
+        assert_ok(llm_get_listen_port(dd, 0, &port_now));
+        assert_int_equal(port_now, port);
+    }
+    assert_ok(llm_set_role(dd, LLM_ROLE_DECODER, NULL, 0));
+    assert_status(llm_get_listen_port(dd, 0, &port_now), LLM_PARAM_INVALID);
+    llm_destroy(dd);
+}
+
 // ---- transfers ----
 
 static void
@@ -950,6 +1058,8 @@ main(int argc, char **argv)
         KIT_TEST(test_the_listen_option_decides_who_listens),
         KIT_TEST(test_options_of_version_2),
         KIT_TEST(test_registering_asks_for_version_2),
+        KIT_TEST(test_registering_listens_where_the_option_said),
+        KIT_TEST(test_a_registration_that_can_not_listen_fails),
         KIT_TEST(test_several_devices_register_nothing),
         KIT_TEST(test_a_link_has_the_id_that_the_peer_announces),
         KIT_TEST(test_more_than_16_clusters_in_one_call),
@@ -963,6 +1073,7 @@ main(int argc, char **argv)
         KIT_TEST(test_linking_each_other_at_once),
         KIT_TEST(test_set_role_needs_no_option),
         KIT_TEST(test_set_role_moves_the_listener),
+        KIT_TEST(test_with_a_backend_the_address_stays),
         KIT_TEST(test_pulling_from_oneself),
         KIT_TEST(test_the_id_is_all_that_a_push_needs),
         KIT_TEST(test_the_checks_of_transfers_in_order),
