@@ -53,6 +53,8 @@ class BuildWithLibrary(build_py):
         jansson = needed_library(library, "libjansson.so")
         if jansson:
             shutil.copy(jansson[1], os.path.join(package, jansson[0]))
+            # Who hands it on hands its licence on.
+            shutil.copy(os.path.join(ROOT, "bindings", "python", "jansson.LICENSE"), package)
 
 
 class Wheel(bdist_wheel):

@@ -493,13 +493,20 @@ count_edits(const char *a, const char *b)
     return costs[b_bytes];
 }
 
+// Keys of other name spaces are for others.
+static bool
+is_ours(const char *key)
+{
+    return strncasecmp(key, "llm.", 4) == 0;
+}
+
 // The option that somebody who wrote `key` may have meant, or NULL.
 static const char *
 find_near_key(const char *key)
 {
     const char *nearest = NULL;
     size_t least = NEAR_EDITS + 1;
-    if (strncasecmp(key, "llm.", 4) != 0 || strlen(key) > MAX_KEY_BYTES)
+    if (!is_ours(key) || strlen(key) > MAX_KEY_BYTES)
         return NULL;
     for (size_t i = 0; i < LLI_COUNT(rows); i++) {
         size_t edits = count_edits(key, rows[i].key);
@@ -544,9 +551,10 @@ note_key(const char *key)
     if (near_key != NULL) {
         lli_log(LLM_LOG_WARN, "options", "%.*s is unknown and ignored: did you mean %s?",
                 SHOWN_ITEM_BYTES, key, near_key);
-    } else {
-        lli_log(LLM_LOG_DEBUG, "options", "%.*s is unknown and ignored", SHOWN_ITEM_BYTES, key);
+        return;
     }
+    lli_log(is_ours(key) ? LLM_LOG_WARN : LLM_LOG_DEBUG, "options", "%.*s is unknown and ignored",
+            SHOWN_ITEM_BYTES, key);
 }
 
 static void

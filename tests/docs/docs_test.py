@@ -43,7 +43,11 @@ def check_options():
     c_header = read("include/llm_datadist/llm_datadist_c.h")
     cxx_header = read("include/llm_datadist/llm_datadist.h")
     keys = set(re.findall(r'#define LLM_OPTION_\w+ "(\S+)"', c_header))
-    readme_rows = re.findall(r"^\| `(llm\.\w+)` \|", read("README.md"), re.M)
+    readme, python_part = read("README.md").split("\n## Python\n")
+    readme_rows = re.findall(r"^\| `(llm\.\w+)` \|", readme, re.M)
+    python_keys = set(re.findall(r'"(llm\.\w+)"', read("bindings/python/llm_datadist/_config.py"))) - keys
+    for key in sorted(one for one in python_keys if f"`{one}`" not in python_part):
+        problems.append(f"README.md has no row for Python's option {key}")
     for key in sorted(keys - set(readme_rows)):
         problems.append(f"README.md has no row for the option {key}")
     for key in sorted(set(readme_rows) - keys):

@@ -250,6 +250,30 @@ def test_v2_caches(engines):
     for info in ((ld.Memtype.MEM_TYPE_HOST, 1, 1), (ld.Memtype.MEM_TYPE_DEVICE, 0, 1),
                  (ld.Memtype.MEM_TYPE_DEVICE, 1, 0)):
         refused(lambda info=info: manager.remap_registered_memory([ld.MemInfo(*info)]))
+    for wrong in ("x", [1], None, 5, [None]):
+        refused(lambda wrong=wrong: manager.remap_registered_memory(wrong))
+
+
+def test_caches_of_the_wrong_kind_are_refused_before_the_link_is_looked_at(engines):
+    mine = engines(ld.LLMRole.MIX, 1, V2_OPTIONS)
+    manager, desc = mine.cache_manager, ld.CacheDesc(2, [8, 16], ld.DataType.DT_FLOAT)
+    host = ld.CacheDesc(2, [8, 16], ld.DataType.DT_FLOAT, ld.Placement.HOST)
+    slots, blocks = manager.allocate_cache(desc), manager.allocate_blocks_cache(desc)
+    host_slots, host_blocks = manager.allocate_cache(host), manager.allocate_blocks_cache(host)
+    there = ld.CacheKeyByIdAndIndex(2, 1)
+    for call in (lambda: manager.pull_cache(there, blocks),
+                 lambda: manager.pull_cache(there, host_blocks),
+                 lambda: manager.pull_blocks(there, slots, [1], [1]),
+                 lambda: manager.push_cache(there, blocks),
+                 lambda: manager.push_cache(there, host_slots),
+                 lambda: manager.push_blocks(there, slots, [1], [1]),
+                 lambda: manager.push_blocks(there, host_blocks, [1], [1])):
+        refused(call)
+    for call in (lambda: manager.pull_cache(there, slots), lambda: manager.pull_cache(there, host_slots),
+                 lambda: manager.pull_blocks(there, host_blocks, [1], [1]),
+                 lambda: manager.push_cache(there, slots),
+                 lambda: manager.push_blocks(there, blocks, [1], [1])):
+        refused(call, LLMStatusCode.LLM_NOT_YET_LINK)
 
 
 def test_a_host_cache_stays_until_it_is_deallocated(pair_v2):

@@ -160,6 +160,31 @@ def test_a_name_that_is_taken_binds_and_allocates_nothing(prompt_and_decoder):
     manager.pull_cache(slot(1), cache)
 
 
+def test_a_name_that_is_taken_is_named_with_the_call(engines):
+    v1 = engines(ld.LLMRole.PROMPT, 1, {"ge.exec.deviceId": "0", "llm.listenIpInfo": "127.0.0.1:0"})
+    v2 = engines(ld.LLMRole.PROMPT, 2, V2_OPTIONS)
+    key, blocks = ld.CacheKey(1, 77, 3), ld.BlocksCacheKey(1, 5)
+    desc = ld.CacheDesc(1, [4, 8], ld.DataType.DT_FLOAT)
+    memory = np.zeros((4, 8), np.float32)
+    kept = []
+    for call, args in ((v1.kv_cache_manager.allocate_cache, (desc, [ld.CacheKey(1, U64), key])),
+                       (v1.kv_cache_manager.allocate_blocks_cache, (desc, blocks)),
+                       (v2.cache_manager.allocate_cache, (desc, [key])),
+                       (v2.cache_manager.allocate_blocks_cache, (desc, blocks)),
+                       (v2.cache_manager.register_cache, (desc, [memory.ctypes.data], [key])),
+                       (v2.cache_manager.register_blocks_cache, (desc, [memory.ctypes.data], blocks))):
+        for _ in range(1 if "register" in call.__name__ else 2):
+            try:
+                kept.append(call(*args))
+            except ld.LLMException as error:
+                assert error.status_code == LLMStatusCode.LLM_CACHE_KEY_EXIST
+                assert str(error).startswith(f"{call.__name__} failed")
+                assert repr(blocks if "blocks" in call.__name__ else key) in str(error)
+                break
+        else:
+            pytest.fail(call.__name__)
+
+
 @pytest.mark.parametrize("dimension", [-1, 1])
 def test_the_requested_length_arrives(prompt_and_decoder, dimension):
     prompt, manager, cache = prompt_and_decoder

@@ -54,6 +54,8 @@ def test_public_methods_are_documented_and_typed():
                 getattr(member, "__module__", None)).startswith("llm_datadist")
             if ours and not name.startswith("_"):
                 assert member.__annotations__ and inspect.getdoc(member), f"{cls.__name__}.{name}"
+            if isinstance(member, property):
+                assert inspect.getdoc(member), f"{cls.__name__}.{name}"
 
 
 def test_unknown_names():
@@ -61,6 +63,47 @@ def test_unknown_names():
         ld.nothing
     from llm_datadist_v1.kv_cache_manager import KvCacheManager
     assert KvCacheManager is ld.KvCacheManager and ld.LlmConfig is ld.LLMConfig
+
+
+SUBMODULES = {
+    "llm_datadist.status": "LLMException LLMStatusCode Status",
+    "llm_datadist.configs": "LLMClusterInfo LLMConfig LLMRole LlmConfig",
+    "llm_datadist.data_type": "DataType",
+    "llm_datadist.utils.utils": "check_dict check_int32 check_int64 check_isinstance check_list_int32 "
+                                "check_list_int64 check_list_uint64 check_positive_or_set_default "
+                                "check_uint16 check_uint32 check_uint64 check_uint8",
+    "llm_datadist.v2.llm_types": "BlocksCacheKey Cache CacheDesc CacheKey CacheKeyByIdAndIndex CacheTask "
+                                 "DataType KvCache LayerSynchronizer MemInfo Memtype Placement "
+                                 "RegisterMemStatus TransferConfig TransferWithCacheKeyConfig",
+    "llm_datadist.v2.llm_datadist": "LLMDataDist",
+    "llm_datadist.v2.cache_manager": "CacheManager",
+    "llm_datadist_v1.kv_cache_manager": "KvCacheManager",
+    "llm_datadist_v1.llm_datadist": "LLMDataDist",
+    "llm_datadist_v1.tensor": "Tensor TensorDesc",
+    "llm_datadist_v1.llm_utils": "layer_range_to_tensor_indices parse_listen_ip_info",
+}
+for here, there in (("status", "status"), ("configs", "configs"), ("data_type", "data_type"),
+                    ("utils.utils", "utils.utils"), ("v2.llm_types", "llm_types")):
+    SUBMODULES[f"llm_datadist_v1.{there}"] = SUBMODULES[f"llm_datadist.{here}"].replace(" Cache ", " ")
+
+
+@pytest.mark.parametrize("path", sorted(SUBMODULES))
+def test_modules_are_where_the_original_has_them(path):
+    # In a process of its own, as the first import of a program.
+    names = SUBMODULES[path].split()
+    program = f"import {path} as m, llm_datadist as ld; " \
+              f"print([n for n in {names} if getattr(m, n) is not getattr(ld, n, getattr(m, n))], *sorted(m.__all__))"
+    output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert output.stdout.split() == ["[]"] + sorted(names)
+
+
+def test_helpers_of_version_1():
+    from llm_datadist_v1 import llm_utils
+    assert llm_utils.parse_listen_ip_info("1.2.3.4:5") == ("1.2.3.4", 5)
+    refused(lambda: llm_utils.parse_listen_ip_info("1.2.3.4"))
+    assert llm_utils.layer_range_to_tensor_indices(range(1, 3), None) == ([2, 3, 4, 5], [])
+    assert llm_utils.layer_range_to_tensor_indices(range(1), range(2, 3), 3) == ([0, 1, 2], [6, 7, 8])
+    refused(lambda: llm_utils.layer_range_to_tensor_indices(range(0, 4, 2), None))
 
 
 def test_enums():
@@ -262,6 +305,79 @@ def test_keys():
         ld.CacheKey(1, cluster_id=1, req_id=2)
 
 
+def test_properties_of_a_transfer_are_set_with_the_same_checks():
+    config = ld.TransferWithCacheKeyConfig(ld.CacheKeyByIdAndIndex(1, 2), range(1), range(1))
+    config.src_layer_range, config.dst_layer_range = range(1, 3), range(2, 4)
+    config.src_batch_index = 3
+    refused(lambda: setattr(config, "src_layer_range", range(0)))
+    refused(lambda: setattr(config, "dst_layer_range", range(0, 4, 2)))
+    for name, wrong in (("cache_key", ld.CacheKey(1, 2)), ("cache_key", None), ("src_layer_range", None),
+                        ("dst_layer_range", [1]), ("src_batch_index", "1")):
+        with pytest.raises(TypeError):
+            setattr(config, name, wrong)
+    with pytest.raises(ValueError):
+        config.src_batch_index = -1
+    assert (config.src_layer_range, config.dst_layer_range, config.src_batch_index) == (
+        range(1, 3), range(2, 4), 3)
+    config.src_batch_index, config.cache_key = 0, ld.BlocksCacheKey(7)
+    assert config.cache_key.cluster_id == 7
+    refused(lambda: setattr(config, "src_batch_index", 1))
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint64])
+def test_integers_of_numpy_are_integers(kind, engines):
+    one, two = kind(1), kind(2)
+    keys = (ld.CacheKey(one, two), ld.BlocksCacheKey(one, two), ld.CacheKeyByIdAndIndex(one, two, one))
+    assert [repr(key) for key in keys] == [
+        "CacheKey(cluster_id=1, req_id=2, model_id=0, prefix_id=18446744073709551615)",
+        "BlocksCacheKey(cluster_id=1, model_id=2)",
+        "CacheKeyByIdAndIndex(cluster_id=1, cache_id=2, batch_index=1)"]
+    config = ld.LLMConfig()
+    config.device_id, config.link_total_time, config.sync_kv_timeout = one, two, two
+    assert config.generate_options() == {
+        "ge.exec.deviceId": "1", "ge.session_device_id": "1", "llm.MemoryUtilization": "0.95",
+        "llm.LinkTotalTime": "2", "llm.SyncKvCacheWaitTime": "2"}
+    config.device_id = [one, two]
+    assert config.generate_options()["ge.exec.deviceId"] == "1;2"
+    info = ld.LLMClusterInfo()
+    info.remote_cluster_id = two
+    info.append_remote_ip_info(kind(0x04030201), two)
+    assert info.remote_ip_info_list == [(0x04030201, 2)] and type(info.remote_cluster_id) is int
+    desc = ld.CacheDesc(two, [kind(4), kind(8)], ld.DataType.DT_FLOAT)
+    assert (desc.size, desc.batch_size) == (128, 4)
+    mine = engines(ld.LLMRole.DECODER, two)
+    cache = mine.kv_cache_manager.allocate_cache(desc)
+    assert cache.numpy(one).shape == (4, 8) and type(mine.cluster_id) is int
+    cache.numpy(0)[0], cache.numpy(0)[1] = 5, 0
+    mine.kv_cache_manager.copy_cache(cache, cache, one, kind(0), kind(0), kind(16))
+    assert cache.numpy(0)[1].tolist() == [5] * 4 + [0] * 4
+    mine.kv_cache_manager.copy_blocks(cache, {kind(0): [kind(3)]})
+    assert cache.numpy(0)[3].tolist() == [5] * 8
+    with pytest.raises(ValueError):
+        ld.CacheKeyByIdAndIndex(1, 1, kind(2**32) if kind is np.uint64 else kind(-1))
+    for wrong in (np.float64(1), np.bool_(True), "1"):
+        with pytest.raises(TypeError):
+            ld.CacheKeyByIdAndIndex(1, wrong)
+
+
+def test_objects_say_what_they_are(engines):
+    config = ld.LLMConfig()
+    config.listen_ip_info = "127.0.0.1:0"
+    assert repr(config) == ("LLMConfig({'llm.listenIpInfo': '127.0.0.1:0', "
+                            "'llm.MemoryUtilization': '0.95'})")
+    assert repr(ld.TransferConfig(1, [16, 32], range(1))) == (
+        "TransferConfig(dst_cluster_id=1, dst_addrs=['0x10', '0x20'], src_layer_range=range(0, 1), "
+        "src_batch_index=0)")
+    assert repr(ld.TransferWithCacheKeyConfig(ld.BlocksCacheKey(1), range(1), range(2, 3))) == (
+        "TransferWithCacheKeyConfig(cache_key=BlocksCacheKey(cluster_id=1, model_id=0), "
+        "src_layer_range=range(0, 1), dst_layer_range=range(2, 3), src_batch_index=0)")
+    mine = ld.LLMDataDist(ld.LLMRole.MIX, 7)
+    assert repr(mine) == "LLMDataDist(LLMRole.MIX, cluster 7, not initialized)"
+    mine = engines(ld.LLMRole.MIX, 7, V2_OPTIONS, **{"llm.listenIpInfo": "127.0.0.1:0"})
+    assert repr(mine) == "LLMDataDist(LLMRole.MIX, cluster 7, v2, listens at 127.0.0.1:0, links to [])"
+    assert repr(mine.cache_manager) == "CacheManager(cluster 7, LLMRole.MIX)"
+
+
 def fields(value):
     return {key: fields(one) if hasattr(one, "__dict__") and not isinstance(one, enum.Enum) else one
             for key, one in vars(value).items()}
@@ -348,7 +464,8 @@ BAD_CONFIG = [
     ("cluster_info", '{"listen_ip_info":[{"ip":"x","port":1}]}', RuntimeError),
     ("enable_switch_role", 1, TypeError), ("enable_cache_manager", "1", TypeError),
     ("rdma_traffic_class", -1, ValueError), ("local_comm_res", None, TypeError),
-    ("link_total_time", 2**32, ValueError), ("link_retry_count", 0, ld.LLMException),
+    ("link_total_time", 2**32, ld.LLMException),
+    ("link_total_time", -1, ld.LLMException), ("link_retry_count", 0, ld.LLMException),
     ("link_retry_count", 101, ld.LLMException), ("transfer_backend", "x", ld.LLMException),
     ("global_resource_config", "x", ld.LLMException), ("output_max_size", "1", TypeError),
 ]
@@ -378,6 +495,21 @@ def test_type_checkers_see_the_properties():
 
 def read(is_prompt=False, **options):
     return read_options({"ge.exec.deviceId": "0", **options}, is_prompt, {})
+
+
+def test_a_misspelt_option_is_named():
+    program = """if True:
+        import llm_datadist as ld
+        with ld.LLMDataDist(ld.LLMRole.DECODER, 1) as mine:
+            mine.init({"ge.exec.deviceId": "0", "llm.Cheksum": "crc32c", "llm.Nonsense": "1",
+                       "llm.MemoryUtilization": "0.95", "llm.LinkRetryCount": "1", "ge.whatever": "1",
+                       "llm.EnableCacheManager": "0", "llm.deployResPath": "/", "llm.Role": "Decoder"})"""
+    environment = dict(os.environ, LLM_DATADIST_LOG_LEVEL="warn")
+    lines = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True,
+                           env=environment).stderr.splitlines()
+    assert len(lines) == 2
+    assert "llm.Cheksum is unknown and ignored: did you mean llm.Checksum?" in lines[0]
+    assert "llm.Nonsense is unknown and ignored" in lines[1]
 
 
 def test_modes():
@@ -510,6 +642,12 @@ def test_tensors_refuse(call):
     with pytest.raises(RuntimeError) as raised:
         call()
     assert type(raised.value) is RuntimeError
+
+
+def test_a_copy_is_asked_for_with_a_bool():
+    for wrong in ("x", 1, None):
+        with pytest.raises(TypeError, match="copy only support bool"):
+            ld.Tensor(np.zeros(2)).numpy(copy=wrong)
 
 
 def test_a_forgotten_instance_lives_as_long_as_the_process():

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 
 PARTS = ["CMakeLists.txt", "LICENSE", "README.md", "bindings", "cmake", "examples", "include", "man",
          "pyproject.toml", "setup.py", "src", "tools"]
@@ -50,6 +51,10 @@ def main():
         run(python, "-m", "pip", "wheel", "-q", "--no-index", "--no-build-isolation", "--no-deps",
             "-w", folder, tree, env=environment)
         wheel, = glob.glob(os.path.join(folder, "llm_datadist-*-cp39-abi3-linux_*.whl"))
+        with zipfile.ZipFile(wheel) as inside:
+            files = inside.namelist()
+            if any("libjansson" in file for file in files):
+                assert b"Petri Lehtinen" in inside.read("llm_datadist/jansson.LICENSE")
         shutil.rmtree(tree)  # nothing of it is needed
         venv = os.path.join(folder, "venv")
         run(python, "-m", "venv", "--system-site-packages", venv, env=environment)

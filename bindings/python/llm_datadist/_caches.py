@@ -30,7 +30,7 @@ class _AnyCache:
                  manager: typing.Optional["_Manager"], memory: object = None) -> None:
         self._desc = desc
         # desc.shape is the caller's, who may change it for the next cache.
-        self._shape = tuple(desc.shape)
+        self._shape = tuple(int(dim) for dim in desc.shape)
         self._native: typing.Optional[_core.NativeCache] = native
         self._cache_id: int = native.cache_id
         self._addrs: typing.List[int] = native.addrs
@@ -47,6 +47,7 @@ class _AnyCache:
 
     @property
     def cache_desc(self) -> CacheDesc:
+        """What the cache looks like."""
         return self._desc
 
     def numpy(self, tensor_index: int = 0, device_index: int = 0) -> np.ndarray:
@@ -70,7 +71,7 @@ class _AnyCache:
         raise_if_false(tensor_index < self._desc.num_tensors,
                        "tensor_index {} is out of range [0, {})", tensor_index,
                        self._desc.num_tensors)
-        at = device_index * self._desc.num_tensors + tensor_index
+        at = int(device_index) * self._desc.num_tensors + int(tensor_index)
         raise_if_false(0 <= at < len(self._addrs),
                        "the cache has no memory on device {}", device_index)
         return _core.view(self, self._addrs[at], self._shape, view_dtype(self._desc.data_type))
@@ -122,6 +123,7 @@ class Cache(_AnyCache):
 
     @property
     def is_blocks_cache(self) -> bool:
+        """Was it made as a cache of blocks?"""
         return self._is_blocks
 
     @classmethod

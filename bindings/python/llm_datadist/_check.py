@@ -4,7 +4,10 @@ Both speak of an argument's form and are raised before the engine is touched; wh
 an LLMException (raise_if_false).
 """
 
+import operator
 import typing
+
+import numpy as np
 
 
 def _names(classes: typing.Any) -> str:
@@ -13,19 +16,25 @@ def _names(classes: typing.Any) -> str:
     return getattr(classes, "__name__", str(classes))
 
 
+def _accepted(classes: typing.Any) -> typing.Tuple[type, ...]:
+    given = tuple(classes) if isinstance(classes, (list, tuple)) else (classes,)
+    return given + (np.integer,) if int in given else given
+
+
 def check_isinstance(name: str, value: typing.Any, classes: typing.Any,
                      inner_class: typing.Any = None, extra_info: str = "",
                      allow_none: bool = True) -> None:
     """TypeError unless `value` is None (if allowed) or of one of `classes`, and its elements are of
-    `inner_class` if that is given."""
+    `inner_class` if that is given.  Where int is, numpy's integers are too."""
     if value is None and allow_none:
         return
-    if not isinstance(value, tuple(classes) if type(classes) is list else classes):
+    if not isinstance(value, tuple(classes) if type(classes) is list else classes) and not isinstance(
+            value, _accepted(classes)):
         raise TypeError(f"{name} only support {_names(classes)}, but got {_names(type(value))}."
                         f"{extra_info}")
     if inner_class is None:
         return
-    inner = tuple(inner_class) if type(inner_class) is list else inner_class
+    inner = _accepted(inner_class)
     for one in typing.cast(typing.Iterable, value):
         if not isinstance(one, inner):
             raise TypeError(f"{name} inner type only support {_names(inner_class)}, "
@@ -46,6 +55,7 @@ def check_dict(name: str, value: typing.Any, key_class: typing.Any, value_class:
 def _check_int(name: str, value: typing.Any, low: int, high: int, extra_info: str) -> None:
     if not isinstance(value, int):
         check_isinstance(name, value, int, extra_info=extra_info, allow_none=False)
+        value = operator.index(value)
     if not low <= value <= high:
         raise ValueError(f"{name} value is out of range, expected {low}..{high}, but got {value}."
                          f"{extra_info}")
@@ -95,7 +105,7 @@ def check_positive_or_set_default(name: str, value: typing.Optional[int], defaul
     if value is None:
         return default
     _check_int(name, value, 0, 2**63 - 1, "")
-    return value
+    return operator.index(value)
 
 
 def check_keywords(name: str, given: dict, known: typing.Iterable[str]) -> None:

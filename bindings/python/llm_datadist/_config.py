@@ -40,6 +40,10 @@ def _json_object(name: str, text: str) -> typing.Dict[str, typing.Any]:
     return value
 
 
+def _check_time(name: str, value: int) -> None:
+    raise_if_false(0 <= value < 2**32, "{} {} must be in [0, 2**32)", name, value)
+
+
 _UNNEEDED = "Accepted, and not needed here."
 
 _Value = typing.TypeVar("_Value", str, int, bool)
@@ -70,7 +74,7 @@ class _Option(typing.Generic[_Value]):
         check_isinstance(self._name, value, self._kind, allow_none=False)
         if self._check is not None:
             self._check(self._name, value)
-        config._options[self._key] = value
+        config._options[self._key] = value if isinstance(value, (str, bool)) else int(value)
 
 
 class LLMConfig:
@@ -100,7 +104,7 @@ class LLMConfig:
     local_comm_res = _Option(LOCAL_COMM_RES, str, "Asks for v2 mode, whatever it says.")
     link_total_time = _Option(
         LINK_TOTAL_TIME, int,
-        "Seconds that link() waits for its members; 0: HCCL_CONNECT_TIMEOUT, or 120.", check_uint32)
+        "Seconds that link() waits for its members; 0: HCCL_CONNECT_TIMEOUT, or 120.", _check_time)
 
     def __init__(self) -> None:
         self._ge_options: typing.Dict[str, str] = {}
@@ -110,11 +114,14 @@ class LLMConfig:
         # Option -> value, in the order in which they were set.
         self._options: typing.Dict[str, typing.Any] = {}
 
+    def __repr__(self) -> str:
+        return f"LLMConfig({self.generate_options()})"
+
     def generate_options(self) -> typing.Dict[str, str]:
         """The options as strings.  `ge_options` come first, so that what was set here wins."""
         options = dict(self._ge_options)
         if self._device_id is not None:
-            ids = [self._device_id] if isinstance(self._device_id, int) else list(self._device_id)
+            ids = list(self._device_id) if isinstance(self._device_id, (list, tuple)) else [self._device_id]
             options[DEVICE_ID] = ";".join(str(int(one)) for one in ids)
             if ids:
                 options[SESSION_DEVICE_ID] = str(int(ids[0]))
@@ -150,7 +157,7 @@ class LLMConfig:
     def device_id(self, device_id: typing.Union[int, typing.List[int], typing.Tuple[int, ...]]
                   ) -> None:
         check_isinstance("device_id", device_id, [int, list, tuple], allow_none=False)
-        ids = [device_id] if isinstance(device_id, int) else device_id
+        ids = device_id if isinstance(device_id, (list, tuple)) else [device_id]
         for one in ids:
             check_int32("device_id", one)
             raise_if_false(one >= 0, "device_id {} must be 0 or more", one)
@@ -262,10 +269,11 @@ class EngineOptions(typing.NamedTuple):
     native: typing.Dict[str, str]
 
 
-# Options that mean the same to the C library, its own ones included.
-_SAME = (SYNC_WAIT_TIME, ENABLE_SWITCH_ROLE, LOCAL_COMM_RES, TRANSFER_BACKEND,
-         GLOBAL_RESOURCE_CONFIG, "llm.DeviceType", "llm.Transports", "llm.LivenessTime",
-         "llm.TcpConnections", "llm.CopyThreads", "llm.Checksum", "llm.LogLevel")
+# Options that are read here.  All others of this name space mean the same to the C library, or it says
+# that they are unknown.
+_READ_HERE = (C_DEVICE_ID, C_LISTEN_IP_INFO, LISTEN_IP_INFO, CLUSTER_INFO, BUF_POOL_CFG, MEM_POOL_CFG,
+              HOST_MEM_POOL_CFG, ENABLE_CACHE_MANAGER, REMOTE_ACCESSIBLE, LINK_TOTAL_TIME,
+              LINK_RETRY_COUNT)
 
 
 def _pool_bytes(key: str, text: str) -> int:
@@ -308,7 +316,8 @@ def read_options(options: typing.Dict[str, str], is_prompt: bool, environment: t
     """Checks the rules of init that aren't the C library's, and translates."""
     check_dict("options", options, str, str)
     info = _json_object(CLUSTER_INFO, options[CLUSTER_INFO]) if CLUSTER_INFO in options else {}
-    native = {key: options[key] for key in _SAME if key in options}
+    native = {key: value for key, value in options.items()
+              if key.lower().startswith("llm.") and key not in _READ_HERE}
 
     has_comm_res = LOCAL_COMM_RES in options
     cache_manager = options.get(ENABLE_CACHE_MANAGER, "1" if has_comm_res else "0") == "1"

@@ -6,6 +6,7 @@ raises (Ctrl-C): transfers are cancelled; links are made in a thread that is lef
 
 import array
 import os
+import re
 import threading
 import typing
 import weakref
@@ -159,8 +160,14 @@ class Engine:
         self._must(self.native.register(cache), "register_cache")
         return cache
 
-    def bind_keys(self, cache_id: int, keys: typing.List[typing.Tuple[int, int, int]]) -> None:
-        self._must(self.native.bind_keys(cache_id, keys), "cache_keys")
+    def bind_keys(self, func: str, cache_id: int, keys: typing.List[typing.Tuple[int, int, int]],
+                  name_of: typing.Callable[[int], str]) -> None:
+        status = self.native.bind_keys(cache_id, keys)
+        if status != 0:
+            error = last_error()
+            at = re.search(r"keys\[(\d+)\]", error)
+            which = f"{name_of(int(at[1]))}: " if at else ""
+            handle_llm_status(status, func, which + error)
 
     def remove_key(self, key: typing.Tuple[int, int, int]) -> None:
         self._must(self.native.remove_key(key), "remove_cache_key")

@@ -82,7 +82,7 @@ class LLMDataDist:
         check_isinstance("role", role, LLMRole)
         check_uint64("cluster_id", cluster_id)
         self._role = role
-        self._cluster_id = cluster_id
+        self._cluster_id = int(cluster_id)
         self._engine: typing.Optional[_core.Engine] = None
         self._options: typing.Optional[EngineOptions] = None
         self._kv_cache_manager: typing.Optional[KvCacheManager] = None
@@ -167,12 +167,22 @@ class LLMDataDist:
         self._ready()
         return typing.cast(EngineOptions, self._options)
 
+    def __repr__(self) -> str:
+        if self._engine is None:
+            state = "not initialized"
+        else:
+            mode = "v2" if self._mode().cache_manager else "v1"
+            state = f"{mode}, listens at {self._listen_at or 'nothing'}, links to {self.links()}"
+        return f"LLMDataDist({self._role}, cluster {self._cluster_id}, {state})"
+
     @property
     def cluster_id(self) -> int:
+        """The id by which peers know this instance."""
         return self._cluster_id
 
     @property
     def role(self) -> typing.Optional[LLMRole]:
+        """What it does; switch_role() changes it."""
         return self._role
 
     @property
@@ -296,16 +306,17 @@ class LLMDataDist:
         for cluster, rank in cluster_rank_info.items():
             check_uint64("cluster id", cluster)
             check_uint32("rank", rank)
-        ranks = list(cluster_rank_info.values())
+        members = {int(cluster): int(rank) for cluster, rank in cluster_rank_info.items()}
+        ranks = list(members.values())
         raise_if_false(2 <= len(ranks) <= 4, "cluster_rank_info must have 2 to 4 members")
         raise_if_false(all(a < b for a, b in zip(ranks, ranks[1:])), "ranks must be ascending")
         raise_if_false(self._cluster_id in cluster_rank_info,
                        "cluster_rank_info lacks this cluster, {}", self._cluster_id)
-        for cluster in cluster_rank_info:
+        for cluster in members:
             raise_if_true(cluster != self._cluster_id and _is_ready(engine, cluster),
                           "there is a link to cluster {} already", cluster,
                           status_code=LLMStatusCode.LLM_ALREADY_LINK)
-        meeting = _meeting.Meeting(comm_name, cluster_rank_info, rank_table, self._cluster_id)
+        meeting = _meeting.Meeting(comm_name, members, rank_table, self._cluster_id)
         comm = self._meet_and_link(engine, meeting, time.monotonic() + mode.link_timeout_s)
         comm_id = next(_comm_ids)
         self._comms[comm_id] = comm

@@ -55,6 +55,10 @@ class _Manager:
         self._initialized = True
         self._tasks: "weakref.WeakSet[CacheTask]" = weakref.WeakSet()
 
+    def __repr__(self) -> str:
+        state = "" if self._initialized else ", finalized"
+        return f"{type(self).__name__}(cluster {self._engine.cluster_id}, {self._role}{state})"
+
     def is_initialized(self) -> bool:
         """False once the engine was finalized."""
         return self._initialized
@@ -84,13 +88,14 @@ class _Manager:
             return _core.NativeIndex(key._cluster_id, key._cache_id, key._batch_index)
         return _core.NativeIndex(key._cluster_id, 0, 0, 0, native_key(key))
 
-    def _bind(self, native: _core.NativeCache, keys: typing.Sequence[typing.Any],
+    def _bind(self, func: str, native: _core.NativeCache, keys: typing.Sequence[typing.Any],
               undo: typing.Callable[[int], None]) -> None:
         """Names a new cache; if a name is taken already, `undo` ends it."""
         if not keys:
             return
         try:
-            self._engine.bind_keys(native.cache_id, [native_key(key) for key in keys])
+            self._engine.bind_keys(func, native.cache_id, [native_key(key) for key in keys],
+                                   lambda i: repr(keys[i]))
         except BaseException:
             undo(native.cache_id)
             raise
@@ -161,6 +166,7 @@ class _Manager:
         check_uint32("src_batch_index", src_batch_index)
         check_int64("size", size)
         raise_if_false(size == -1, "size {} must be -1", size)
+        self._check_device("src_cache", src_cache)
         param = self._push_param(src_cache, keywords)
         self._engine.transfer("push_cache", _core.PUSH_CACHE, src_cache._struct(self._engine),
                               self._locate(dst_cache_key), param, src_batch_index, size)
@@ -171,6 +177,7 @@ class _Manager:
         dst_list = _core.block_list("dst_blocks", dst_blocks)
         raise_if_false(len(dst_list) > 0, "dst_blocks must not be empty")
         raise_if_false(src_cache._is_blocks, "src_cache must be a blocks cache")
+        self._check_device("src_cache", src_cache)
         param = self._push_param(src_cache, keywords)
         self._engine.transfer("push_blocks", _core.PUSH_BLOCKS, src_cache._struct(self._engine),
                               self._locate(dst_cache_key), param, src_list, dst_list)
@@ -268,6 +275,8 @@ class _Manager:
         raise_if_false(desc.num_tensors % 2 == 0, "num_tensors {} must be even", desc.num_tensors)
         num_layers = desc.num_tensors // 2
         for config in transfer_configs:
+            if isinstance(config, TransferWithCacheKeyConfig):
+                config._check()
             layers = config.src_layer_range or range(num_layers)
             raise_if_false(layers.stop <= num_layers, "src_layer_range {} is out of range [0, {})",
                            layers, num_layers)
@@ -394,7 +403,8 @@ class KvCacheManager(_Manager):
                        "there are {} cache_keys for {} batch slots", len(keys), desc.shape[0])
         native = self._engine.allocate(desc.num_tensors, desc.shape, desc.data_type.value,
                                        int(desc.placement), self._options.num_devices)
-        self._bind(native, keys, self._engine.deallocate)
+        self._bind("allocate_blocks_cache" if is_blocks else "allocate_cache", native, keys,
+                   self._engine.deallocate)
         return KvCache(desc, native, is_blocks, self)
 
     def deallocate_cache(self, cache: KvCache) -> None:
@@ -605,7 +615,8 @@ class CacheManager(_Manager):
                       "remote_accessible can't be True after link")
         native = self._engine.register(desc.num_tensors, desc.shape, desc.data_type.value,
                                        int(desc.placement), addrs)
-        self._bind(native, keys, self._engine.unregister)
+        self._bind("register_blocks_cache" if is_blocks else "register_cache", native, keys,
+                   self._engine.unregister)
         return self._made(Cache(desc, native, is_blocks, self), "registered")
 
     def _made(self, cache: Cache, kind: str) -> Cache:
@@ -651,7 +662,8 @@ class CacheManager(_Manager):
             return self._allocate_host(desc, keys, is_blocks)
         native = self._engine.allocate(desc.num_tensors, desc.shape, desc.data_type.value,
                                        int(desc.placement), self._options.num_devices)
-        self._bind(native, keys, self._engine.deallocate)
+        self._bind("allocate_blocks_cache" if is_blocks else "allocate_cache", native, keys,
+                   self._engine.deallocate)
         return self._made(Cache(desc, native, is_blocks, self), "allocated")
 
     def _allocate_host(self, desc: CacheDesc, keys: typing.Sequence[typing.Any], is_blocks: bool
@@ -669,7 +681,8 @@ class CacheManager(_Manager):
             native = self._engine.register(
                 desc.num_tensors, desc.shape, desc.data_type.value, int(desc.placement),
                 [start + i * tensor_bytes for i in range(desc.num_tensors)])
-            self._bind(native, keys, self._engine.unregister)
+            self._bind("allocate_blocks_cache" if is_blocks else "allocate_cache", native, keys,
+                       self._engine.unregister)
         except BaseException:
             with self._lock:
                 self._host_bytes -= size
@@ -740,6 +753,7 @@ class CacheManager(_Manager):
         self._check_cache("cache", cache)
         check_keywords("pull_cache", kwargs, _LAYER_KEYWORDS)
         self._check_alive()
+        raise_if_true(cache.is_blocks_cache, "pull_cache doesn't take blocks caches")
         self._pull_cache(cache_key, cache, batch_index, size, kwargs)
 
     def pull_blocks(self, src_cache_key: AnyKey, dst_cache: Cache, src_blocks: Blocks = (),
@@ -779,6 +793,7 @@ class CacheManager(_Manager):
         self._check_cache("src_cache", src_cache)
         self._check_alive()
         self._check_remote("push_cache")
+        raise_if_true(src_cache.is_blocks_cache, "push_cache doesn't take blocks caches")
         self._push_cache(dst_cache_key, src_cache, src_batch_index, size,
                          {"src_layer_range": src_layer_range, "dst_layer_range": dst_layer_range,
                           "tensor_num_per_layer": tensor_num_per_layer})
@@ -847,7 +862,9 @@ class CacheManager(_Manager):
                                 ) -> None:
         """Checks its arguments.  Host memory stays mapped: there is nothing to repair."""
         infos = [mem_infos] if isinstance(mem_infos, MemInfo) else mem_infos
-        check_isinstance("mem_infos", infos, [list, tuple], MemInfo, allow_none=False)
+        # As the original: an LLMException, though it is about the form.
+        raise_if_false(isinstance(infos, (list, tuple)) and all(isinstance(one, MemInfo) for one in infos),
+                       "mem_infos only support MemInfo or a list of them, but got {!r}", mem_infos)
         self._check_alive()
         for info in infos:
             raise_if_false(info.mem_type == Memtype.MEM_TYPE_DEVICE, "{} must be device memory", info)

@@ -103,10 +103,12 @@ class LLMException(RuntimeError):
 
     @property
     def status_code(self) -> LLMStatusCode:
+        """Why it was raised."""
         return self._status_code
 
     @property
     def retryable(self) -> bool:
+        """Can the cause be repaired, and the call repeated?"""
         return self._status_code >= 0 and _native.recoverable(int(self._status_code))
 
 
@@ -118,6 +120,7 @@ class Status:
 
     @property
     def status_code(self) -> LLMStatusCode:
+        """The code."""
         return self._status_code
 
     def is_ok(self) -> bool:

@@ -44,15 +44,17 @@ class TransferConfig:
 
     @property
     def dst_cluster_id(self) -> int:
+        """The cluster to push to."""
         return self._dst_cluster_id
 
     @dst_cluster_id.setter
     def dst_cluster_id(self, dst_cluster_id: int) -> None:
         check_uint64("dst_cluster_id", dst_cluster_id)
-        self._dst_cluster_id = dst_cluster_id
+        self._dst_cluster_id = int(dst_cluster_id)
 
     @property
     def dst_addrs(self) -> typing.Sequence[int]:
+        """Two addresses per layer, there."""
         return self._dst_addrs
 
     @dst_addrs.setter
@@ -63,6 +65,7 @@ class TransferConfig:
 
     @property
     def src_layer_range(self) -> typing.Optional[range]:
+        """The layers to push; None for all."""
         return self._src_layer_range
 
     @src_layer_range.setter
@@ -72,49 +75,90 @@ class TransferConfig:
 
     @property
     def src_batch_index(self) -> int:
+        """The batch slot to push."""
         return self._src_batch_index
 
     @src_batch_index.setter
     def src_batch_index(self, src_batch_index: int) -> None:
         check_uint32("src_batch_index", src_batch_index)
-        self._src_batch_index = src_batch_index
+        self._src_batch_index = int(src_batch_index)
+
+    def __repr__(self) -> str:
+        return (f"TransferConfig(dst_cluster_id={self._dst_cluster_id}, "
+                f"dst_addrs={[hex(addr) for addr in self._dst_addrs]}, "
+                f"src_layer_range={self._src_layer_range}, src_batch_index={self._src_batch_index})")
 
 
 class TransferWithCacheKeyConfig:
-    """Which layers go to which layers of which cache of a peer."""
+    """Which layers go to which layers of which cache of a peer.
+
+    The properties are set one by one; that they fit each other is checked here and when a task starts.
+    """
 
     def __init__(self, cache_key: typing.Union[BlocksCacheKey, CacheKeyByIdAndIndex],
                  src_layer_range: range, dst_layer_range: range, src_batch_index: int = 0) -> None:
-        check_isinstance("cache_key", cache_key, [BlocksCacheKey, CacheKeyByIdAndIndex],
-                         allow_none=False)
-        check_layer_range("src_layer_range", src_layer_range, allow_none=False)
-        check_layer_range("dst_layer_range", dst_layer_range, allow_none=False)
-        check_uint32("src_batch_index", src_batch_index)
-        raise_if_false(len(src_layer_range) == len(dst_layer_range),
+        self.cache_key = cache_key
+        self.src_layer_range = src_layer_range
+        self.dst_layer_range = dst_layer_range
+        self.src_batch_index = src_batch_index
+        self._check()
+
+    def _check(self) -> None:
+        raise_if_false(len(self._src_layer_range) == len(self._dst_layer_range),
                        "src_layer_range {} and dst_layer_range {} must have the same length",
-                       src_layer_range, dst_layer_range)
-        raise_if_false(not isinstance(cache_key, BlocksCacheKey) or src_batch_index == 0,
+                       self._src_layer_range, self._dst_layer_range)
+        self._check_batch_index(self._src_batch_index)
+
+    def _check_batch_index(self, src_batch_index: int) -> None:
+        raise_if_false(not isinstance(self._cache_key, BlocksCacheKey) or src_batch_index == 0,
                        "src_batch_index must be 0 with a BlocksCacheKey")
-        self._cache_key = cache_key
-        self._src_layer_range = src_layer_range
-        self._dst_layer_range = dst_layer_range
-        self._src_batch_index = src_batch_index
 
     @property
     def cache_key(self) -> typing.Union[BlocksCacheKey, CacheKeyByIdAndIndex]:
+        """The cache to push to."""
         return self._cache_key
+
+    @cache_key.setter
+    def cache_key(self, cache_key: typing.Union[BlocksCacheKey, CacheKeyByIdAndIndex]) -> None:
+        check_isinstance("cache_key", cache_key, [BlocksCacheKey, CacheKeyByIdAndIndex],
+                         allow_none=False)
+        self._cache_key = cache_key
 
     @property
     def src_layer_range(self) -> range:
+        """The layers to push."""
         return self._src_layer_range
+
+    @src_layer_range.setter
+    def src_layer_range(self, src_layer_range: range) -> None:
+        check_layer_range("src_layer_range", src_layer_range, allow_none=False)
+        self._src_layer_range = src_layer_range
 
     @property
     def dst_layer_range(self) -> range:
+        """The layers of the destination, as many."""
         return self._dst_layer_range
+
+    @dst_layer_range.setter
+    def dst_layer_range(self, dst_layer_range: range) -> None:
+        check_layer_range("dst_layer_range", dst_layer_range, allow_none=False)
+        self._dst_layer_range = dst_layer_range
 
     @property
     def src_batch_index(self) -> int:
+        """The batch slot to push; 0 with a BlocksCacheKey."""
         return self._src_batch_index
+
+    @src_batch_index.setter
+    def src_batch_index(self, src_batch_index: int) -> None:
+        check_uint32("src_batch_index", src_batch_index)
+        self._check_batch_index(src_batch_index)
+        self._src_batch_index = int(src_batch_index)
+
+    def __repr__(self) -> str:
+        return (f"TransferWithCacheKeyConfig(cache_key={self._cache_key!r}, "
+                f"src_layer_range={self._src_layer_range}, dst_layer_range={self._dst_layer_range}, "
+                f"src_batch_index={self._src_batch_index})")
 
 
 class Item(typing.NamedTuple):
@@ -149,6 +193,10 @@ class CacheTask:
     def exception(self) -> typing.Optional[BaseException]:
         """What made the task fail, if something was raised."""
         return self._exception
+
+    def __repr__(self) -> str:
+        state = "ended" if self._ended.is_set() else "running"
+        return f"CacheTask({len(self._items)} configurations, {state})"
 
     def synchronize(self, timeout_in_millis: typing.Optional[int] = None) -> LLMStatusCode:
         """Waits for the end and returns success, or the first configuration's failure.

@@ -31,14 +31,16 @@ class TensorDesc:
         check_isinstance("dtype", dtype, DataType, allow_none=False)
         check_isinstance("shape", shape, [list, tuple], int, allow_none=False)
         check_list_int64("shape", shape)
-        self._dtype, self._shape = dtype, list(shape)
+        self._dtype, self._shape = dtype, [int(dim) for dim in shape]
 
     @property
     def dtype(self) -> DataType:
+        """The type of an element."""
         return self._dtype
 
     @property
     def shape(self) -> typing.List[int]:
+        """The dimensions."""
         return self._shape
 
     def __repr__(self) -> str:
@@ -97,14 +99,17 @@ class Tensor:
 
     @property
     def tensor_desc(self) -> TensorDesc:
+        """Type and shape."""
         return self._desc
 
     @property
     def desc(self) -> TensorDesc:
+        """The same as tensor_desc."""
         return self._desc
 
     def numpy(self, copy: bool = False) -> np.ndarray:
         """The data in its shape: float32 for DT_BF16, text only as a copy, else a read-only view."""
+        check_isinstance("copy", copy, bool, allow_none=False)
         if self._desc.dtype is DataType.DT_STRING and not copy:
             raise RuntimeError("text needs copy=True")
         if self._desc.dtype is DataType.DT_BF16:

@@ -111,18 +111,21 @@ class MemInfo:
         check_isinstance("mem_type", mem_type, Memtype, allow_none=False)
         check_isinstance("addr", addr, int, allow_none=False)
         check_isinstance("size", size, int, allow_none=False)
-        self._mem_type, self._addr, self._size = mem_type, addr, size
+        self._mem_type, self._addr, self._size = mem_type, int(addr), int(size)
 
     @property
     def mem_type(self) -> Memtype:
+        """Device or host memory."""
         return self._mem_type
 
     @property
     def addr(self) -> int:
+        """Where it begins."""
         return self._addr
 
     @property
     def size(self) -> int:
+        """In bytes."""
         return self._size
 
     def __repr__(self) -> str:
@@ -131,8 +134,8 @@ class MemInfo:
 
 def ip_to_int(ip: typing.Union[str, int]) -> int:
     """A dotted quad as the integer that inet_aton's bytes make on a little-endian machine."""
-    if isinstance(ip, int):
-        return ip
+    if not isinstance(ip, str):
+        return int(ip)
     try:
         return struct.unpack("<I", socket.inet_aton(ip))[0]
     except (OSError, UnicodeError):
@@ -160,12 +163,13 @@ class LLMClusterInfo:
 
     @property
     def remote_cluster_id(self) -> int:
+        """The peer's cluster id."""
         return self._remote_cluster_id
 
     @remote_cluster_id.setter
     def remote_cluster_id(self, remote_cluster_id: int) -> None:
         check_uint64("remote_cluster_id", remote_cluster_id)
-        self._remote_cluster_id = remote_cluster_id
+        self._remote_cluster_id = int(remote_cluster_id)
 
     @property
     def remote_role_type(self) -> typing.Union[LLMRole, int]:
@@ -181,9 +185,9 @@ class LLMClusterInfo:
     def _address(ip: typing.Union[str, int], port: int) -> typing.Tuple[int, int]:
         check_isinstance("ip", ip, [str, int], allow_none=False)
         check_uint16("port", port)
-        if isinstance(ip, int):
+        if not isinstance(ip, str):
             check_uint32("ip", ip)
-        return ip_to_int(ip), port
+        return ip_to_int(ip), int(port)
 
     def append_local_ip_info(self, ip: typing.Union[str, int], port: int) -> None:
         """The address to link from; port 0 lets the system choose one."""
@@ -195,10 +199,12 @@ class LLMClusterInfo:
 
     @property
     def local_ip_info_list(self) -> typing.List[typing.Tuple[int, int]]:
+        """(IP address, port) of each device here, as append_local_ip_info() took it; IPv4 as an integer."""
         return self._local_ip_info_list
 
     @property
     def remote_ip_info_list(self) -> typing.List[typing.Tuple[int, int]]:
+        """Likewise, of the peer."""
         return self._remote_ip_info_list
 
     def __repr__(self) -> str:
@@ -231,16 +237,17 @@ class CacheDesc:
         raise_if_false(-1 <= seq_len_dim_index < len(shape),
                        "seq_len_dim_index {} is out of range [-1, {})", seq_len_dim_index,
                        len(shape))
-        self._num_tensors = num_tensors
+        self._num_tensors = int(num_tensors)
         self._shape = shape
         self._data_type = data_type
         self._placement = placement
-        self._batch_dim_index = batch_dim_index
-        self._seq_len_dim_index = seq_len_dim_index
+        self._batch_dim_index = int(batch_dim_index)
+        self._seq_len_dim_index = int(seq_len_dim_index)
         self._kv_tensor_format = kv_tensor_format
 
     @property
     def num_tensors(self) -> int:
+        """How many tensors a cache has."""
         return self._num_tensors
 
     @property
@@ -250,26 +257,32 @@ class CacheDesc:
 
     @property
     def data_type(self) -> DataType:
+        """The type of an element."""
         return self._data_type
 
     @property
     def placement(self) -> Placement:
+        """Device or host memory."""
         return self._placement
 
     @property
     def batch_dim(self) -> int:
+        """The dimension of the batch, which nothing depends on here."""
         return self._batch_dim_index
 
     @property
     def batch_size(self) -> int:
-        return self._shape[self._batch_dim_index]
+        """How long that dimension is."""
+        return int(self._shape[self._batch_dim_index])
 
     @property
     def seq_len_dim_index(self) -> int:
+        """The dimension of the sequence, -1 for none."""
         return self._seq_len_dim_index
 
     @property
     def kv_tensor_format(self) -> typing.Optional[str]:
+        """A note of the caller's."""
         return self._kv_tensor_format
 
     @property
@@ -278,7 +291,7 @@ class CacheDesc:
         elements = 1
         for dim in self._shape:
             raise_if_false(dim > 0, "cannot compute tensor size of shape {}", self._shape)
-            elements *= dim
+            elements *= int(dim)
         size = (elements * _core.data_type_bits(self._data_type.value) + 7) // 8
         raise_if_false(size < 2**63, "cannot compute tensor size of shape {}", self._shape)
         return size
@@ -301,7 +314,7 @@ class CacheDesc:
 
 def stride(desc: CacheDesc) -> int:
     """Bytes from one batch slot or block to the next."""
-    return desc.size // desc.shape[0]
+    return desc.size // int(desc.shape[0])
 
 
 def _key_values(class_name: str, names: typing.Sequence[str], args: typing.Sequence[typing.Any],
@@ -336,6 +349,7 @@ class CacheKey:
         raise_if_false("req_id" in values, "req_id is required")
         for name, value in values.items():
             check_uint64(name, value)
+            values[name] = int(value)
         self._cluster_id = values["cluster_id"]
         self._req_id = values["req_id"]
         self._model_id = values.get("model_id", 0)
@@ -343,22 +357,27 @@ class CacheKey:
 
     @property
     def cluster_id(self) -> int:
+        """The peer to ask."""
         return self._cluster_id
 
     @property
     def prompt_cluster_id(self) -> int:
+        """The same as cluster_id."""
         return self._cluster_id
 
     @property
     def req_id(self) -> int:
+        """The request; 2**64-1 for none."""
         return self._req_id
 
     @property
     def model_id(self) -> int:
+        """Keys of different models are different."""
         return self._model_id
 
     @property
     def prefix_id(self) -> int:
+        """The prefix; 2**64-1 for none."""
         return self._prefix_id
 
     def __repr__(self) -> str:
@@ -373,22 +392,27 @@ class CacheKeyByIdAndIndex:
         check_uint64("cluster_id", cluster_id)
         check_int64("cache_id", cache_id)
         check_uint32("batch_index", batch_index)
-        self._cluster_id, self._cache_id, self._batch_index = cluster_id, cache_id, batch_index
+        self._cluster_id, self._cache_id = int(cluster_id), int(cache_id)
+        self._batch_index = int(batch_index)
 
     @property
     def cluster_id(self) -> int:
+        """The peer to ask."""
         return self._cluster_id
 
     @property
     def prompt_cluster_id(self) -> int:
+        """The same as cluster_id."""
         return self._cluster_id
 
     @property
     def cache_id(self) -> int:
+        """The cache's id at the peer."""
         return self._cache_id
 
     @property
     def batch_index(self) -> int:
+        """The batch slot."""
         return self._batch_index
 
     def __repr__(self) -> str:
@@ -407,19 +431,23 @@ class BlocksCacheKey:
         raise_if_false("cluster_id" in values, "cluster_id is required")
         for name, value in values.items():
             check_isinstance(name, value, int, allow_none=False)
+            values[name] = int(value)
         self._cluster_id = values["cluster_id"]
         self._model_id = values.get("model_id", 0)
 
     @property
     def cluster_id(self) -> int:
+        """The peer to ask."""
         return self._cluster_id
 
     @property
     def prompt_cluster_id(self) -> int:
+        """The same as cluster_id."""
         return self._cluster_id
 
     @property
     def model_id(self) -> int:
+        """Keys of different models are different."""
         return self._model_id
 
     def __repr__(self) -> str:

@@ -11,7 +11,12 @@ out_of_range(const char *type)
 int
 to_u64(PyObject *number, void *result)
 {
-    uint64_t value = PyLong_AsUnsignedLongLong(number);
+    // numpy's integers are no ints, but have an __index__.
+    PyObject *integer = PyNumber_Index(number);
+    if (integer == NULL)
+        return 0;
+    uint64_t value = PyLong_AsUnsignedLongLong(integer);
+    Py_DECREF(integer);
     if (value == UINT64_MAX && PyErr_Occurred())
         return out_of_range("uint64");
     *(uint64_t *)result = value;

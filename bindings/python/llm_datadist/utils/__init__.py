@@ -1,0 +1,1 @@
+"""The original's package of helpers; see utils.utils."""

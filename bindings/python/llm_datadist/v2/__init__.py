@@ -1,0 +1,1 @@
+"""Modules of version 2, where the original has them."""

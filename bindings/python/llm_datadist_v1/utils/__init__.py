@@ -1,0 +1,1 @@
+"""Version 1's package of helpers; see utils.utils."""
