@@ -187,8 +187,9 @@ typedef struct llm_option {
  * of n layers has n times as long.  Default 1000 (§4.4).  The original's holds for allocate, deallocate
  * and set_role as well, which wait for nobody here. */
 #define LLM_OPTION_SYNC_CACHE_WAIT_TIME "llm.SyncKvCacheWaitTime"
-/* JSON: the size and the tiers of the device memory pool.  Default: one pool per device, as large as
- * the machine's memory, of which only what is used is taken (§4.6). */
+/* JSON: the size and the tiers of the device memory pool (§4.6).  Default: the devices' pools share
+ * what there is: the machine's memory, or less where a control group of the process has a lower limit.
+ * Only what is used of a pool is taken.  Pools that may grow beyond that limit get a warning. */
 #define LLM_OPTION_BUF_POOL_CFG "llm.BufPoolCfg"
 /* "1" allows llm_set_role.  Default "0" (§4.5). */
 #define LLM_OPTION_ENABLE_SET_ROLE "llm.EnableSwitchRole"

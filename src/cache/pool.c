@@ -11,13 +11,11 @@
 
 static const uint64_t page_bytes = 4096;
 
-static uint64_t
-pool_size(uint64_t bytes, const struct lli_pool_tier *tiers, size_t num_tiers)
+uint64_t
+lli_pool_size(uint64_t bytes, const struct lli_pool_tier *tiers, size_t num_tiers)
 {
     if (bytes > 0)
         return bytes;
-    if (num_tiers == 0)
-        return lli_physical_memory_bytes();
     for (size_t i = 0; i < num_tiers; i++)
         bytes += tiers[i].total_bytes;
     return bytes;
@@ -45,7 +43,7 @@ lli_pool_open(struct lli_pool *pool, uint64_t bytes, const struct lli_pool_tier 
 {
     void *base;
     memset(pool, 0, sizeof(*pool));
-    bytes = pool_size(bytes, tiers, num_tiers);
+    bytes = lli_pool_size(bytes, tiers, num_tiers);
     uint64_t file_bytes = lli_round_up(lli_min(bytes, INT64_MAX - page_bytes), page_bytes);
     pool->fd = lli_memory_file_create("llm-datadist-pool", file_bytes, &base);
     if (pool->fd < 0)

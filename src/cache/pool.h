@@ -25,8 +25,10 @@ struct lli_pool {
     bool keeps_pages;   // the system doesn't take them back, which has been said
 };
 
-// `bytes` 0: the sum of the tiers, or without tiers as much as the machine has memory.  Only memory
-// that is touched is taken.  LLM_FAILED on failure.
+// The size that a pool has if `bytes` were asked for, and these tiers: 0 means the tiers' sum.  0: that
+// is for the caller to choose.
+uint64_t lli_pool_size(uint64_t bytes, const struct lli_pool_tier *tiers, size_t num_tiers);
+// Only memory that is touched is taken.  LLM_FAILED on failure.
 llm_status lli_pool_open(struct lli_pool *pool, uint64_t bytes, const struct lli_pool_tier *tiers,
                          size_t num_tiers);
 void lli_pool_close(struct lli_pool *pool);

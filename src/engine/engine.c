@@ -4,6 +4,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "base/cgroup.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/os.h"
@@ -204,16 +205,38 @@ close_pools(struct llm_datadist *dd, size_t num_pools)
     dd->pools = NULL;
 }
 
+// Of each device's pool.  Without an option the devices share what there is; what the program asks for
+// it gets.
+static llm_status
+choose_pool_bytes(const struct lli_options *options, uint64_t *ret_bytes)
+{
+    char who[LLI_CGROUP_WHO_BYTES];
+    uint64_t limit;
+    if (!lli_memory_limit_bytes(&limit, who))
+        return lli_fail(LLM_FAILED, "engine", "no memory to find out how much memory there is");
+    uint64_t share = lli_max(limit / options->num_devices, 1);
+    uint64_t wanted = lli_pool_size(options->pool_bytes, options->tiers, options->num_tiers);
+    if (wanted > share)
+        lli_log(
+            LLM_LOG_WARN, "engine",
+            "llm.BufPoolCfg asks for %zu pool(s) of %llu bytes, but %s leaves %llu bytes to this "
+            "process: it may be killed when it uses more",
+            options->num_devices, (unsigned long long)wanted, who, (unsigned long long)limit);
+    *ret_bytes = wanted > 0 ? wanted : share;
+    return LLM_SUCCESS;
+}
+
 static llm_status
 open_pools(struct llm_datadist *dd)
 {
     const struct lli_options *options = &dd->options;
+    uint64_t bytes;
+    LLI_TRY(choose_pool_bytes(options, &bytes));
     dd->pools = lli_calloc(options->num_devices, sizeof(*dd->pools));
     if (dd->pools == NULL)
         return lli_fail(LLM_FAILED, "engine", "no memory for %zu pools", options->num_devices);
     for (size_t i = 0; i < options->num_devices; i++) {
-        llm_status status =
-            lli_pool_open(&dd->pools[i], options->pool_bytes, options->tiers, options->num_tiers);
+        llm_status status = lli_pool_open(&dd->pools[i], bytes, options->tiers, options->num_tiers);
         if (status != LLM_SUCCESS) {
             close_pools(dd, i);
             return status;

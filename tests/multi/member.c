@@ -45,7 +45,7 @@ member_try_open(struct member *member, const struct member_setup *setup)
         {LLM_OPTION_SYNC_CACHE_WAIT_TIME, sync_ms},
         {LLM_OPTION_LIVENESS_TIME, liveness_ms},
         {LLM_OPTION_TRANSPORTS, setup->transports != NULL ? setup->transports : "auto"},
-        {LLM_OPTION_LOG_LEVEL, "off"},
+        {LLM_OPTION_LOG_LEVEL, setup->warns ? "warn" : "off"},
         {LLM_OPTION_BUF_POOL_CFG, pool}, // the last one, which may be left out
     };
     size_t num_options = sizeof(options) / sizeof(options[0]) - (setup->pool_bytes == 0);

@@ -35,6 +35,7 @@ struct member_setup {
     unsigned sync_ms;     // 0 means long
     unsigned liveness_ms; // 0 means long: a busy machine is slow, not dead
     uint16_t port;        // of the first device
+    bool warns;           // in the log
     uint64_t pool_bytes;  // of each device; 0 means the default; of this process' members only
 };
 
