@@ -102,7 +102,9 @@ struct lli_segment_header {
     uint64_t bytes;
     uint64_t own_address; // of this header in the owner's process: proves who can be read there
     _Atomic uint64_t key_probes; // how far from its place a key may be; 0: LLI_KEY_PROBES
-    uint64_t reserved_word;
+    // A thread of the owner's that lives as long as the instance, as the main thread need not: peers
+    // read the owner's memory by this number.  0: by that of the process.
+    _Atomic uint64_t own_thread;
     struct lli_reader_slot readers[LLI_NUM_READER_SLOTS];
     uint8_t reserved[4096 - 64 - 32 * LLI_NUM_READER_SLOTS];
 };

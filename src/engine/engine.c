@@ -290,6 +290,13 @@ close_node(struct llm_datadist *dd)
     close(dd->node.event_fd);
 }
 
+static void
+name_thread(void *arg)
+{
+    struct llm_datadist *dd = arg;
+    LLI_STORE(dd->segment.layout->header.own_thread, (uint64_t)gettid());
+}
+
 static llm_status
 start_loop(struct llm_datadist *dd)
 {
@@ -305,6 +312,7 @@ start_loop(struct llm_datadist *dd)
         status = lli_loop_start(&dd->loop);
     if (status != LLM_SUCCESS)
         goto close_listeners;
+    lli_loop_call(&dd->loop, name_thread, dd);
     return LLM_SUCCESS;
 
 close_listeners:

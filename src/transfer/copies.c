@@ -38,7 +38,7 @@ lli_copies_add(struct lli_node *node, struct lli_copy_job *job, const struct lli
 {
     lli_mapped_copy_init(&job->copy, plan, job->source.tensors, dst_tensors);
     job->copy.position = position;
-    job->copy.pid = job->source.pid;
+    job->copy.owner = job->source.owner;
     job->copy.checked = job->source.link->checksum;
     job->has_turns = false;
     if (node->num_copies < TURNS_MAX)

@@ -13,7 +13,7 @@ copy_entered(const struct lli_transfer_args *args, struct lli_source_cache *sour
              struct lli_mapped_copy *copy)
 {
     copy->src_tensors = source->tensors;
-    copy->pid = source->pid;
+    copy->owner = source->owner;
     copy->checked = source->link->checksum;
     llm_status status = LLM_TRANSFER_PENDING;
     while (status == LLM_TRANSFER_PENDING) {

@@ -99,7 +99,7 @@ open_source(struct lli_link *link, const struct lli_request *request,
     if (status != LLM_SUCCESS)
         return status;
     if (registered && !link->view->same_process)
-        source.pid = link->view->pid;
+        source.owner = link->view->owner;
     source.tensors = lli_malloc((size_t)request->num_tensors * link->view->num_devices *
                                 sizeof(*source.tensors));
     if (source.tensors == NULL) {

@@ -16,9 +16,9 @@ struct lli_source_cache {
     uint32_t lease_entry;
     uint32_t first_tensor;
     uint32_t num_tensors;
-    uintptr_t *tensors; // addresses of the selected ones, for every device; filled by enter
-    pid_t pid;          // not 0: the addresses are those of this process
-    int reader_slot;    // -1: not announced
+    uintptr_t *tensors;       // addresses of the selected ones, for every device; filled by enter
+    struct lli_process owner; // of the addresses
+    int reader_slot;          // -1: not announced
 };
 
 // Finds what a request names in the peer's directory, and its lease.  On failure `why` says what is

@@ -17,6 +17,14 @@ enum { SIZE_STEP = 1, NUM_ROUNDS = 4 };
 // From this size on helpers are called.
 static const uint64_t shared_bytes = 8 << 20;
 
+// Whose proof is a number of its own.
+static struct lli_process
+this_process(void)
+{
+    static const uint64_t proof = 4711;
+    return (struct lli_process){getpid(), (uintptr_t)&proof, proof};
+}
+
 struct work {
     struct lli_crew *crew;
     uint8_t *src;
@@ -204,7 +212,7 @@ test_after_a_read_error_the_beginning_is_there_without_a_gap(void **state)
         lli_crew_open(&crew, num_threads);
         open_work(&work, &crew, (uint64_t)6 << 20, num_threads);
         work.src_tensors[1] = 4096; // nobody maps the first pages
-        work.copy.pid = getpid();
+        work.copy.owner = this_process();
         assert_true(lli_crew_copy(&crew, &work.copy, UINT64_MAX));
         assert_int_not_equal(work.copy.error, 0);
         assert_int_equal(work.copy.position, (uint64_t)6 << 20);
@@ -250,7 +258,7 @@ test_a_read_that_fails_ends_the_copy(void **state)
     open_work(&work, &crew, shared_bytes, 5);
     for (size_t i = 0; i < NUM_TENSORS; i++)
         work.src_tensors[i] = 4096; // nobody maps the first pages
-    work.copy.pid = getpid();
+    work.copy.owner = this_process();
     assert_true(lli_crew_copy(&crew, &work.copy, UINT64_MAX));
     assert_int_not_equal(work.copy.error, 0);
     assert_true(work.copy.position < work.plan.total_bytes);

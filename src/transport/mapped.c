@@ -54,16 +54,48 @@ copy_piece(const struct lli_mapped_copy *copy, struct lli_place place, uint64_t 
         lli_copy_cached(dst, src, bytes);
 }
 
-enum { PIECES_PER_READ = 1024 };
+// They lie on the stack of a caller whose thread may have little of it.
+enum { PIECES_PER_READ = 128 };
 
-// The pieces from the current position on, as many as one read takes.
+// Reads the pieces from 1 on; piece 0 is the proof.  Both in one call, which sees one memory: a process
+// that executes another program keeps its number and its pidfd, and may have other bytes at the same
+// addresses.  Bytes, or -1.
+static ssize_t
+read_proved(const struct lli_process *owner, struct iovec *local, struct iovec *remote,
+            size_t num_pieces)
+{
+    uint64_t proof = ~owner->proof;
+    local[0] = (struct iovec){.iov_base = &proof, .iov_len = sizeof(proof)};
+    remote[0] = (struct iovec){.iov_base = (void *)owner->proof_at, .iov_len = sizeof(proof)};
+    ssize_t got =
+        LLI_RETRY(process_vm_readv(owner->thread, local, num_pieces, remote, num_pieces, 0));
+    if (got >= 0 && proof != owner->proof)
+        errno = ESRCH;
+    if (got < 0 || proof != owner->proof)
+        return -1;
+    if (got == (ssize_t)sizeof(proof) && num_pieces > 1) {
+        errno = EFAULT;
+        return -1;
+    }
+    return got - (ssize_t)sizeof(proof);
+}
+
+bool
+lli_mapped_can_read(const struct lli_process *owner)
+{
+    struct iovec local;
+    struct iovec remote;
+    return read_proved(owner, &local, &remote, 1) == 0;
+}
+
+// The pieces from the current position on, as many as one read takes, behind the proof.
 static size_t
 collect_pieces(const struct lli_mapped_copy *copy, uint64_t bytes, struct iovec *local,
                struct iovec *remote)
 {
     const struct lli_plan *plan = copy->plan;
     struct lli_place place = lli_plan_locate(plan, copy->position);
-    size_t num_pieces = 0;
+    size_t num_pieces = 1;
     while (bytes > 0 && num_pieces < PIECES_PER_READ) {
         const struct lli_run *run = &plan->runs[place.run];
         uint64_t piece_bytes = lli_min(run->bytes - place.offset, bytes);
@@ -89,10 +121,9 @@ read_some(struct lli_mapped_copy *copy, uint64_t end)
     struct iovec remote[PIECES_PER_READ];
     while (copy->position < end) {
         size_t num_pieces = collect_pieces(copy, end - copy->position, local, remote);
-        ssize_t got =
-            LLI_RETRY(process_vm_readv(copy->pid, local, num_pieces, remote, num_pieces, 0));
-        if (got <= 0) {
-            copy->error = got == 0 ? EFAULT : errno;
+        ssize_t got = read_proved(&copy->owner, local, remote, num_pieces);
+        if (got < 0) {
+            copy->error = errno;
             return true;
         }
         copy->position += (uint64_t)got;
@@ -103,15 +134,16 @@ read_some(struct lli_mapped_copy *copy, uint64_t end)
 // ---- with checksums ----
 
 // What is summed up, copied and summed up again at a time: of mapped memory so much as stays in the
-// first cache, three times, of another process' as much as makes a system call worth while.
-enum { CHECKED_BYTES = 4 << 10, CHECKED_READ_BYTES = 32 << 10 };
+// first cache, three times, of another process' as much as makes a system call worth while and the
+// caller's stack bears.
+enum { CHECKED_BYTES = 4 << 10, CHECKED_READ_BYTES = 8 << 10 };
 
 static bool
-read_piece(pid_t pid, void *dst, uintptr_t src, size_t bytes)
+read_piece(const struct lli_process *owner, void *dst, uintptr_t src, size_t bytes)
 {
-    struct iovec local = {.iov_base = dst, .iov_len = bytes};
-    struct iovec remote = {.iov_base = (void *)src, .iov_len = bytes};
-    ssize_t got = LLI_RETRY(process_vm_readv(pid, &local, 1, &remote, 1, 0));
+    struct iovec local[2] = {[1] = {.iov_base = dst, .iov_len = bytes}};
+    struct iovec remote[2] = {[1] = {.iov_base = (void *)src, .iov_len = bytes}};
+    ssize_t got = read_proved(owner, local, remote, 2);
     if (got >= 0 && (size_t)got < bytes)
         errno = EFAULT;
     return got == (ssize_t)bytes;
@@ -122,11 +154,11 @@ static bool
 sum_source(const struct lli_mapped_copy *copy, uintptr_t src, size_t bytes, uint32_t *ret_sum)
 {
     uint8_t again[CHECKED_READ_BYTES];
-    if (copy->pid == 0) {
+    if (copy->owner.thread == 0) {
         *ret_sum = lli_crc32c(0, (const void *)src, bytes);
         return true;
     }
-    if (!read_piece(copy->pid, again, src, bytes))
+    if (!read_piece(&copy->owner, again, src, bytes))
         return false;
     *ret_sum = lli_crc32c(0, again, bytes);
     return true;
@@ -141,9 +173,9 @@ copy_checked(const struct lli_mapped_copy *copy, struct lli_place place, size_t 
     uint32_t sum;
     if (!sum_source(copy, src, bytes, &sum))
         return errno;
-    if (copy->pid == 0)
+    if (copy->owner.thread == 0)
         lli_copy_cached(dst, (const void *)src, bytes);
-    else if (!read_piece(copy->pid, dst, src, bytes))
+    else if (!read_piece(&copy->owner, dst, src, bytes))
         return errno;
     return lli_crc32c(0, dst, bytes) == sum ? 0 : EBADMSG;
 }
@@ -152,7 +184,7 @@ static bool
 copy_checked_until(struct lli_mapped_copy *copy, uint64_t end)
 {
     const struct lli_plan *plan = copy->plan;
-    uint64_t bytes_max = copy->pid == 0 ? CHECKED_BYTES : CHECKED_READ_BYTES;
+    uint64_t bytes_max = copy->owner.thread == 0 ? CHECKED_BYTES : CHECKED_READ_BYTES;
     struct lli_place place = lli_plan_locate(plan, copy->position);
     while (copy->position < end) {
         uint64_t run_bytes = plan->runs[place.run].bytes;
@@ -178,7 +210,7 @@ lli_mapped_copy_some(struct lli_mapped_copy *copy, uint64_t bytes_max)
         return true;
     if (copy->checked)
         return copy_checked_until(copy, end);
-    if (copy->pid != 0)
+    if (copy->owner.thread != 0)
         return read_some(copy, end);
     struct lli_place place = lli_plan_locate(plan, copy->position);
     while (copy->position < end) {

@@ -9,17 +9,27 @@
 #include "base/base.h"
 #include "transport/plan.h"
 
+// A process whose memory is read.
+struct lli_process {
+    pid_t thread;       // of it; 0: memory that is mapped here
+    uintptr_t proof_at; // where its memory has the number `proof`; the memory of a program that it
+    uint64_t proof;     // executes instead has not
+};
+
 // A copy in progress; it can be done in portions.
 struct lli_mapped_copy {
     const struct lli_plan *plan;
     const uintptr_t *src_tensors; // addresses; plan->num_tensors
     const uintptr_t *dst_tensors; // likewise
     uint64_t position;
-    bool streaming; // past the caches
-    bool checked;   // every piece is compared with its source by CRC32C
-    pid_t pid;      // not 0: the source addresses are those of this process
-    int error;      // errno of a read that failed, EBADMSG after a check; the copy is then over
+    bool streaming;           // past the caches
+    bool checked;             // every piece is compared with its source by CRC32C
+    struct lli_process owner; // of the source addresses
+    int error; // errno of a read that failed, EBADMSG after a check; the copy is then over
 };
+
+// Is it readable, and has the proof?  If not, errno says why.
+bool lli_mapped_can_read(const struct lli_process *owner);
 
 void lli_mapped_copy_init(struct lli_mapped_copy *copy, const struct lli_plan *plan,
                           const uintptr_t *src_tensors, const uintptr_t *dst_tensors);

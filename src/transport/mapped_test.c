@@ -2,6 +2,8 @@
 #include "transport/mapped.h"
 
 #include <errno.h>
+#include <limits.h>
+#include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -15,6 +17,14 @@ struct memory {
     uint64_t tensor_bytes;
     uintptr_t tensors[NUM_TENSORS];
 };
+
+// Whose proof is a number of its own.
+static struct lli_process
+this_process(void)
+{
+    static const uint64_t proof = 4711;
+    return (struct lli_process){getpid(), (uintptr_t)&proof, proof};
+}
 
 static struct memory
 new_memory(uint64_t stride, uint64_t seed)
@@ -58,7 +68,8 @@ check_portions(uint64_t stride, uint64_t portion, enum how how)
     lli_mapped_copy_init(&copy, &plan, src.tensors, dst.tensors);
     assert_false(copy.streaming);
     copy.streaming = how == STREAMING;
-    copy.pid = how == PROCESS || how == CHECKED_PROCESS ? getpid() : 0;
+    if (how == PROCESS || how == CHECKED_PROCESS)
+        copy.owner = this_process();
     copy.checked = how == CHECKED || how == CHECKED_PROCESS;
     uint64_t num_portions = 1;
     while (!lli_mapped_copy_some(&copy, portion)) {
@@ -116,7 +127,7 @@ can_read_processes(void)
     struct lli_mapped_copy copy;
     assert_true(lli_plan_slot(&plan, 1, 0, 0, 1) == LLM_SUCCESS);
     lli_mapped_copy_init(&copy, &plan, &src, &dst);
-    copy.pid = getpid();
+    copy.owner = this_process();
     assert_true(lli_mapped_copy_some(&copy, 1));
     lli_plan_fini(&plan);
     return copy.error == 0;
@@ -158,7 +169,7 @@ test_more_pieces_than_one_read_takes(void **state)
     assert_true(lli_plan_blocks(&plan, 1, from, to, COUNT, 8) == LLM_SUCCESS);
     assert_int_equal(plan.num_runs, COUNT);
     lli_mapped_copy_init(&copy, &plan, &src_tensor, &dst_tensor);
-    copy.pid = getpid();
+    copy.owner = this_process();
     assert_true(lli_mapped_copy_all(&copy, UINT64_MAX));
     assert_int_equal(copy.error, 0);
     for (size_t i = 0; i < COUNT; i++)
@@ -166,6 +177,81 @@ test_more_pieces_than_one_read_takes(void **state)
     lli_plan_fini(&plan);
     free(src);
     free(dst);
+}
+
+static void
+test_memory_without_the_proof_ends_the_copy_with_an_error(void **state)
+{
+    uint8_t from[64] = {5};
+    uint8_t to[64];
+    uintptr_t src = (uintptr_t)from;
+    uintptr_t dst = (uintptr_t)to;
+    struct lli_plan plan;
+    (void)state;
+    if (!can_read_processes())
+        skip();
+    assert_true(lli_plan_slot(&plan, 1, 0, 0, sizeof(from)) == LLM_SUCCESS);
+    for (unsigned checked = 0; checked < 2; checked++) {
+        struct lli_mapped_copy copy;
+        lli_mapped_copy_init(&copy, &plan, &src, &dst);
+        copy.checked = checked;
+        copy.owner = this_process();
+        copy.owner.proof++;
+        assert_true(lli_mapped_copy_some(&copy, UINT64_MAX));
+        assert_int_equal(copy.error, ESRCH);
+        assert_int_equal(copy.position, 0);
+        copy = (struct lli_mapped_copy){0};
+        lli_mapped_copy_init(&copy, &plan, &src, &dst);
+        copy.checked = checked;
+        copy.owner = this_process();
+        copy.owner.proof_at = 64;
+        assert_true(lli_mapped_copy_some(&copy, UINT64_MAX));
+        assert_int_equal(copy.error, EFAULT);
+    }
+    lli_plan_fini(&plan);
+}
+
+static void *
+read_scattered(void *arg)
+{
+    enum { COUNT = 2000 };
+    static uint64_t blocks[COUNT];
+    static uint8_t src[2 * COUNT];
+    static uint8_t dst[2 * COUNT];
+    uintptr_t src_tensor = (uintptr_t)src;
+    uintptr_t dst_tensor = (uintptr_t)dst;
+    struct lli_plan plan;
+    struct lli_mapped_copy copy;
+    for (uint64_t i = 0; i < COUNT; i++)
+        blocks[i] = i * 7 % COUNT;
+    if (lli_plan_blocks(&plan, 1, blocks, blocks, COUNT, 2) != LLM_SUCCESS)
+        return NULL;
+    lli_mapped_copy_init(&copy, &plan, &src_tensor, &dst_tensor);
+    copy.owner = this_process();
+    copy.checked = arg != NULL;
+    bool is_read = lli_mapped_copy_all(&copy, UINT64_MAX) && copy.error == 0;
+    lli_plan_fini(&plan);
+    return is_read ? dst : NULL;
+}
+
+static void
+test_a_thread_with_a_small_stack_can_read(void **state)
+{
+    (void)state;
+    if (!can_read_processes())
+        skip();
+    for (uintptr_t checked = 0; checked < 2; checked++) {
+        pthread_attr_t attributes;
+        pthread_t thread;
+        void *result = NULL;
+        pthread_attr_init(&attributes);
+        // With the least that a thread may have, and as much again.
+        assert_int_equal(pthread_attr_setstacksize(&attributes, (size_t)2 * PTHREAD_STACK_MIN), 0);
+        assert_int_equal(pthread_create(&thread, &attributes, read_scattered, (void *)checked), 0);
+        assert_int_equal(pthread_join(thread, &result), 0);
+        assert_non_null(result);
+        pthread_attr_destroy(&attributes);
+    }
 }
 
 static void
@@ -179,7 +265,7 @@ test_memory_that_is_not_there_ends_the_copy_with_an_error(void **state)
     (void)state;
     assert_true(lli_plan_slot(&plan, 1, 0, 0, sizeof(to)) == LLM_SUCCESS);
     lli_mapped_copy_init(&copy, &plan, &src, &dst);
-    copy.pid = getpid();
+    copy.owner = this_process();
     assert_true(lli_mapped_copy_all(&copy, UINT64_MAX));
     assert_int_not_equal(copy.error, 0);
     assert_true(copy.position < plan.total_bytes);
@@ -300,6 +386,8 @@ main(void)
         cmocka_unit_test(test_portions_of_large_blocks_copy_the_same),
         cmocka_unit_test(test_reading_a_process_copies_the_same),
         cmocka_unit_test(test_more_pieces_than_one_read_takes),
+        cmocka_unit_test(test_memory_without_the_proof_ends_the_copy_with_an_error),
+        cmocka_unit_test(test_a_thread_with_a_small_stack_can_read),
         cmocka_unit_test(test_memory_that_is_not_there_ends_the_copy_with_an_error),
         cmocka_unit_test(test_large_copies_stream_and_stop_at_the_deadline),
         cmocka_unit_test(test_checked_copies_copy_the_same),

@@ -7,7 +7,6 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #include "base/mem.h"
@@ -34,19 +33,26 @@ map_pool(struct lli_view_pool *pool, int fd)
 // Reads the incarnation out of the peer's own directory, at the address that it names: proof that
 // the system permits reading this process, and that it is the right one.
 static bool
-can_read_process(const struct lli_view *view)
+can_read_as(struct lli_view *view, pid_t thread)
 {
-    uint64_t incarnation = 0;
     uint64_t address = view->segment->header.own_address;
-    struct iovec local = {.iov_base = &incarnation, .iov_len = sizeof(incarnation)};
-    struct iovec remote = {
-        .iov_base = (void *)(uintptr_t)(address + offsetof(struct lli_segment_header, incarnation)),
-        .iov_len = sizeof(incarnation),
+    struct lli_process owner = {
+        .thread = thread,
+        .proof_at = address + offsetof(struct lli_segment_header, incarnation),
+        .proof = view->incarnation,
     };
-    ssize_t got = LLI_RETRY(process_vm_readv(view->pid, &local, 1, &remote, 1, 0));
-    if (got >= 0 && incarnation != view->incarnation)
-        errno = ESRCH;
-    return got == (ssize_t)sizeof(incarnation) && incarnation == view->incarnation;
+    if (!lli_mapped_can_read(&owner))
+        return false;
+    view->owner = owner;
+    return true;
+}
+
+// By the thread that the peer names; where that number is nobody's, or a stranger's, by the process.
+static bool
+can_read_process(struct lli_view *view)
+{
+    pid_t thread = (pid_t)LLI_LOAD(view->segment->header.own_thread);
+    return (thread > 0 && can_read_as(view, thread)) || can_read_as(view, view->pid);
 }
 
 static void

@@ -9,6 +9,7 @@
 
 #include "base/base.h"
 #include "cache/segment.h"
+#include "transport/mapped.h"
 
 enum { LLI_NUM_DEVICES_MAX = 64, LLI_NUM_VIEW_FDS_MAX = 1 + LLI_NUM_DEVICES_MAX };
 
@@ -25,9 +26,10 @@ struct lli_view {
 
     // For memory that the peer's user registered, which isn't in the pools.
     bool same_process;
-    bool can_read; // by process_vm_readv, or because it is this process
-    pid_t pid;     // of the peer
-    int pidfd;     // tells whether it still is the peer's; -1: unknown, or this process
+    bool can_read;            // by process_vm_readv, or because it is this process
+    pid_t pid;                // of the peer
+    int pidfd;                // tells whether it still is the peer's; -1: unknown, or this process
+    struct lli_process owner; // of memory that is read
 };
 
 // Maps fds[0], the directory, and fds[1..], the pools, of the peer with that incarnation.  The
@@ -42,7 +44,7 @@ void lli_view_unmap(struct lli_view *view);
 // that can't be known.
 bool lli_view_is_running(const struct lli_view *view);
 
-// Is the process whose memory was read still the peer?  Always true for mapped memory.
+// Does the peer's process live?  True if that can't be known.
 bool lli_view_is_alive(const struct lli_view *view);
 
 // Finds the addresses, in this process or for registered memory in the peer's, of `num_tensors` tensors of a cache from `first_tensor` on,

@@ -184,6 +184,12 @@ SIM_CALL(pid_t, getpid, void)
     return sim_current_process()->pid;
 }
 
+// A thread's number stands for its process, wherever one is asked for.
+SIM_CALL(pid_t, gettid, void)
+{
+    return sim_current_process()->pid;
+}
+
 SIM_CALL(uid_t, geteuid, void)
 {
     return 1000;
