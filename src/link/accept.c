@@ -391,7 +391,8 @@ greet_data(struct stranger *stranger, const struct lli_hello *hello, struct pend
     }
     reply_hello(stranger->node, conn, LLM_SUCCESS, "");
     // The reply is a few hundred bytes on a fresh connection: it has left, or the connection is bad.
-    int fd = conn->out_bytes == 0 && conn->why == NULL ? lli_conn_detach(conn) : -1;
+    bool has_left = lli_list_empty(&conn->out) && conn->why == NULL;
+    int fd = has_left ? lli_conn_detach(conn) : -1;
     // The connector counts on it by now: better no link than one that breaks once it is made.
     if (fd < 0 || lli_stream_add(&pending->link->stream, fd) != LLM_SUCCESS)
         drop_pending(pending);
