@@ -320,8 +320,11 @@ static void LLI_PRINTF(3, 4)
     va_end(args);
     char from[INET_ADDRSTRLEN];
     inet_ntop(AF_INET, &stranger->conn->peer.sin_addr, from, sizeof(from));
-    lli_log(LLM_LOG_WARN, "link", "a link from cluster %llu at %s was refused: %s",
-            (unsigned long long)hello->from.cluster_id, from, text);
+    if (lli_hello_has_our_version(hello))
+        lli_log(LLM_LOG_WARN, "link", "a link from cluster %llu at %s was refused: %s",
+                (unsigned long long)hello->from.cluster_id, from, text);
+    else
+        lli_log(LLM_LOG_WARN, "link", "a link from %s was refused: %s", from, text);
     reply_hello(stranger->node, stranger->conn, LLM_LINK_FAILED, text);
     drop_stranger(stranger);
 }
@@ -412,7 +415,13 @@ stranger_message(struct lli_conn *conn, const struct lli_message_header *header,
         return;
     }
     if (!lli_hello_read(body, &hello)) {
-        refuse(stranger, &hello, "its hello can't be read, or it speaks other versions");
+        refuse(stranger, &hello, "its hello can't be read");
+        return;
+    }
+    if (header->version != LLI_MESSAGE_VERSION || !lli_hello_has_our_version(&hello)) {
+        refuse(stranger, &hello,
+               "the connector speaks versions %u to %u of the protocol, the listener version %u",
+               hello.lowest_version, hello.highest_version, LLI_MESSAGE_VERSION);
         return;
     }
     if (!hello.any_cluster && hello.expected_cluster_id != node->identity.cluster_id) {

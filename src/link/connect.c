@@ -79,13 +79,13 @@ send_all(struct attempt *a, int fd, const uint8_t *bytes, size_t num_bytes)
 }
 
 static bool
-receive_all(struct attempt *a, int fd, uint8_t *bytes, size_t num_bytes)
+receive_all(struct attempt *a, int fd, uint8_t *bytes, size_t num_bytes, size_t *ret_got)
 {
-    while (num_bytes > 0) {
-        ssize_t received = recv(fd, bytes, num_bytes, 0);
+    *ret_got = 0;
+    while (*ret_got < num_bytes) {
+        ssize_t received = recv(fd, bytes + *ret_got, num_bytes - *ret_got, 0);
         if (received > 0) {
-            bytes += received;
-            num_bytes -= (size_t)received;
+            *ret_got += (size_t)received;
         } else if (received == 0) {
             snprintf(a->why, sizeof(a->why), "the peer closed the connection");
             return false;
@@ -114,6 +114,44 @@ send_message(struct attempt *a, int fd, enum lli_message_type type, const struct
     return send_all(a, fd, bytes, LLI_MESSAGE_HEADER_BYTES + body->size);
 }
 
+// Whoever listens there has not answered as we do: says what it did, and what it may be.
+static void
+doubt_listener(struct attempt *a, const uint8_t *head, size_t num_bytes)
+{
+    char said[LLI_MESSAGE_HEADER_BYTES + 1];
+    if (num_bytes == 0) {
+        size_t length = strlen(a->why);
+        snprintf(a->why + length, sizeof(a->why) - length,
+                 " before it said anything: it may not be an llm-datadist");
+        return;
+    }
+    memcpy(said, head, num_bytes);
+    said[num_bytes] = '\0';
+    said[strcspn(said, "\r\n")] = '\0';
+    lli_clean_text(said);
+    snprintf(a->why, sizeof(a->why), "it is not an llm-datadist: it says \"%s\"", said);
+}
+
+static bool
+receive_header(struct attempt *a, int fd, uint8_t *head, struct lli_message_header *ret_header)
+{
+    size_t got;
+    if (!receive_all(a, fd, head, LLI_MESSAGE_HEADER_BYTES, &got)) {
+        if (a->peer.incarnation == 0)
+            doubt_listener(a, head, got);
+        return false;
+    }
+    const char *wrong = lli_message_header_read(head, ret_header);
+    if (wrong == NULL)
+        return true;
+    if (lli_message_has_magic(head))
+        snprintf(a->why, sizeof(a->why), "%s: %u, here is %u", wrong, head[LLI_MESSAGE_VERSION_AT],
+                 LLI_MESSAGE_VERSION);
+    else
+        doubt_listener(a, head, got);
+    return false;
+}
+
 // Waits for one message of that type; `body` has room for LLI_HELLO_BODY_BYTES_MAX.
 static bool
 receive_message(struct attempt *a, int fd, enum lli_message_type type, uint8_t *body,
@@ -121,16 +159,14 @@ receive_message(struct attempt *a, int fd, enum lli_message_type type, uint8_t *
 {
     uint8_t head[LLI_MESSAGE_HEADER_BYTES];
     struct lli_message_header header;
-    if (!receive_all(a, fd, head, sizeof(head)))
+    size_t got;
+    if (!receive_header(a, fd, head, &header))
         return false;
-    const char *wrong = lli_message_header_read(head, &header);
-    if (wrong == NULL && (header.type != type || header.body_bytes > LLI_HELLO_BODY_BYTES_MAX))
-        wrong = "it answered with an unexpected message";
-    if (wrong != NULL) {
-        snprintf(a->why, sizeof(a->why), "%s", wrong);
+    if (header.type != type || header.body_bytes > LLI_HELLO_BODY_BYTES_MAX) {
+        snprintf(a->why, sizeof(a->why), "it answered with an unexpected message");
         return false;
     }
-    if (!receive_all(a, fd, body, header.body_bytes))
+    if (!receive_all(a, fd, body, header.body_bytes, &got))
         return false;
     if (!lli_message_is_intact(head, body, header.body_bytes)) {
         snprintf(a->why, sizeof(a->why),

@@ -50,17 +50,27 @@ lli_message_is_intact(const uint8_t bytes[LLI_MESSAGE_HEADER_BYTES], const void 
     return lli_read_u32(&r) == checksum_of(bytes, body, body_bytes);
 }
 
+bool
+lli_message_has_magic(const uint8_t bytes[LLI_MESSAGE_HEADER_BYTES])
+{
+    struct lli_reader r;
+    lli_reader_init(&r, bytes, LLI_MESSAGE_HEADER_BYTES);
+    return lli_read_u32(&r) == LLI_MESSAGE_MAGIC;
+}
+
 const char *
 lli_message_header_read(const uint8_t bytes[LLI_MESSAGE_HEADER_BYTES],
                         struct lli_message_header *ret_header)
 {
     struct lli_reader r;
-    lli_reader_init(&r, bytes, LLI_MESSAGE_HEADER_BYTES);
-    if (lli_read_u32(&r) != LLI_MESSAGE_MAGIC)
+    if (!lli_message_has_magic(bytes))
         return "it doesn't speak this protocol";
-    if (lli_read_uint(&r, 1) != LLI_MESSAGE_VERSION)
-        return "it speaks another version of the protocol";
+    lli_reader_init(&r, bytes, LLI_MESSAGE_HEADER_BYTES);
+    lli_read_u32(&r);
+    ret_header->version = (uint8_t)lli_read_uint(&r, 1);
     ret_header->type = (uint8_t)lli_read_uint(&r, 1);
+    if (ret_header->version != LLI_MESSAGE_VERSION && ret_header->type != LLI_HELLO)
+        return "it speaks another version of the protocol";
     ret_header->flags = lli_read_u16(&r);
     ret_header->body_bytes = lli_read_u32(&r);
     lli_read_u32(&r);
@@ -117,8 +127,10 @@ lli_hello_write(struct lli_writer *w, const struct lli_hello *hello)
 bool
 lli_hello_read(struct lli_reader *r, struct lli_hello *ret_hello)
 {
-    uint16_t lowest = lli_read_u16(r);
-    uint16_t highest = lli_read_u16(r);
+    ret_hello->lowest_version = lli_read_u16(r);
+    ret_hello->highest_version = lli_read_u16(r);
+    if (!r->failed && !lli_hello_has_our_version(ret_hello))
+        return true;
     ret_hello->link_token = lli_read_u64(r);
     ret_hello->expected_cluster_id = lli_read_u64(r);
     ret_hello->any_cluster = lli_read_u32(r);
@@ -126,7 +138,14 @@ lli_hello_read(struct lli_reader *r, struct lli_hello *ret_hello)
     ret_hello->device_index = lli_read_u32(r);
     ret_hello->num_connections = lli_read_u32(r);
     identity_read(r, &ret_hello->from);
-    return !r->failed && lowest <= LLI_MESSAGE_VERSION && highest >= LLI_MESSAGE_VERSION;
+    return !r->failed;
+}
+
+bool
+lli_hello_has_our_version(const struct lli_hello *hello)
+{
+    return hello->lowest_version <= LLI_MESSAGE_VERSION &&
+           hello->highest_version >= LLI_MESSAGE_VERSION;
 }
 
 void

@@ -13,7 +13,8 @@
 // each cell of the stream that it touches (stream.h).
 //
 // A body may be longer than its reader knows: the rest is skipped, so that later versions may append.
-// HELLO carries a range of versions and a field for authentication.
+// HELLO carries a range of versions and a field for authentication; its header is read whatever version
+// it has, so that who comes with another one can be told.
 #ifndef LLI_MESSAGE_H
 #define LLI_MESSAGE_H
 
@@ -25,6 +26,7 @@
 
 enum {
     LLI_MESSAGE_HEADER_BYTES = 32,
+    LLI_MESSAGE_VERSION_AT = 4,            // in the header, of every version
     LLI_HELLO_BODY_BYTES_MAX = 4096,       // of everything before the link is ready
     LLI_REQUEST_BODY_BYTES_MAX = 64 << 20, // afterwards
     LLI_DATA_BODY_BYTES_MAX = 4 << 20,
@@ -57,6 +59,7 @@ enum {
 };
 
 struct lli_message_header {
+    uint8_t version; // that was read; what is written has ours
     uint8_t type;
     uint16_t flags;
     uint32_t body_bytes;
@@ -72,6 +75,8 @@ void lli_message_seal(uint8_t bytes[LLI_MESSAGE_HEADER_BYTES], const void *body,
 bool lli_message_is_intact(const uint8_t bytes[LLI_MESSAGE_HEADER_BYTES], const void *body,
                            size_t body_bytes);
 
+// Is it of this protocol, in whatever version?
+bool lli_message_has_magic(const uint8_t bytes[LLI_MESSAGE_HEADER_BYTES]);
 // NULL, or what is wrong with it.
 const char *lli_message_header_read(const uint8_t bytes[LLI_MESSAGE_HEADER_BYTES],
                                     struct lli_message_header *ret_header);
@@ -100,6 +105,8 @@ struct lli_identity {
 };
 
 struct lli_hello {
+    uint16_t lowest_version;      // of the protocol, that it speaks
+    uint16_t highest_version;     // likewise
     uint64_t link_token;          // random, names the link while it is being set up
     uint64_t expected_cluster_id; // who the connector believes to talk to
     uint32_t any_cluster;         // but it takes whoever answers
@@ -110,7 +117,9 @@ struct lli_hello {
 };
 
 void lli_hello_write(struct lli_writer *w, const struct lli_hello *hello);
+// Of a hello in other versions the range alone is read.
 bool lli_hello_read(struct lli_reader *r, struct lli_hello *ret_hello);
+bool lli_hello_has_our_version(const struct lli_hello *hello);
 
 struct lli_hello_reply {
     llm_status status;

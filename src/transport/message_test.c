@@ -225,7 +225,7 @@ test_a_hello_comes_back_and_is_refused_when_cut(void **state)
 }
 
 static void
-test_a_hello_must_speak_our_version(void **state)
+test_a_hello_in_any_version_tells_which_it_speaks(void **state)
 {
     (void)state;
     for (uint16_t lowest = 0; lowest <= 3; lowest++) {
@@ -239,7 +239,10 @@ test_a_hello_must_speak_our_version(void **state)
             bytes[0] = (uint8_t)lowest;
             bytes[2] = (uint8_t)highest;
             lli_reader_init(&r, bytes, w.size);
-            assert_int_equal(lli_hello_read(&r, &hello),
+            assert_true(lli_hello_read(&r, &hello));
+            assert_int_equal(hello.lowest_version, lowest);
+            assert_int_equal(hello.highest_version, highest);
+            assert_int_equal(lli_hello_has_our_version(&hello),
                              lowest <= LLI_MESSAGE_VERSION && highest >= LLI_MESSAGE_VERSION);
         }
     }
@@ -417,7 +420,7 @@ main(void)
         cmocka_unit_test(test_a_seal_finds_every_flipped_bit),
         cmocka_unit_test(test_every_other_magic_or_version_is_refused),
         cmocka_unit_test(test_a_hello_comes_back_and_is_refused_when_cut),
-        cmocka_unit_test(test_a_hello_must_speak_our_version),
+        cmocka_unit_test(test_a_hello_in_any_version_tells_which_it_speaks),
         cmocka_unit_test(test_a_reply_comes_back_with_a_text_of_any_length),
         cmocka_unit_test(test_a_choice_and_an_outcome_come_back),
         cmocka_unit_test(test_an_outcome_is_never_pending),

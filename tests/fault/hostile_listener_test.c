@@ -192,6 +192,72 @@ test_first_words(void **state)
     member_close(&decoder);
 }
 
+// ---- no llm-datadist, or another one ----
+
+static const struct {
+    const char *says; // NULL: nothing
+    bool closes;
+    const char *reason;
+} others[] = {
+    {"HTTP/1.1 400 Bad Request\r\nServer: else\r\n\r\n", true,
+     "it is not an llm-datadist: it says \"HTTP/1.1 400 Bad Request\""},
+    {"-ERR\r\n", true, "it is not an llm-datadist: it says \"-ERR\""},
+    {"\x1b[2J and thirty-two bytes of controls", false,
+     "it is not an llm-datadist: it says \"?[2J and"},
+    {NULL, true, "the peer closed the connection before it said anything: it may not be"},
+    {NULL, false, "the time is up before it said anything: it may not be an llm-datadist"},
+};
+
+static void
+be_another(struct visit *visit)
+{
+    const char *says = others[visit->variant].says;
+    skip_message(visit->control);
+    if (says != NULL)
+        (void)raw_send(visit->control, says, strlen(says));
+    if (others[visit->variant].closes)
+        shutdown(visit->control, SHUT_RDWR);
+}
+
+static void
+speak_version_9(struct visit *visit)
+{
+    struct raw_message message;
+    struct lli_hello_reply reply = good_reply();
+    skip_message(visit->control);
+    make_reply(&message, &reply);
+    message.bytes[4] = 9;
+    (void)raw_send(visit->control, message.bytes, message.size);
+}
+
+static void
+expect_reason(struct member *decoder, void (*behave)(struct visit *visit), unsigned variant,
+              const char *reason)
+{
+    struct visit visit;
+    char text[1024];
+    visit_begin(&visit, behave, variant);
+    assert_int_equal(member_link(decoder, RAW_PROMPT, &visit.port, SHORT_MS), LLM_LINK_FAILED);
+    llm_last_error(text, sizeof(text));
+    if (strstr(text, reason) == NULL)
+        fail_msg("\"%s\" doesn't say \"%s\"", text, reason);
+    visit_end(&visit);
+}
+
+static void
+test_a_listener_that_is_something_else_is_named(void **state)
+{
+    struct member decoder;
+    struct member_setup setup = {.cluster_id = RAW_DECODER, .role = LLM_ROLE_DECODER};
+    (void)state;
+    member_open(&decoder, &setup);
+    for (unsigned i = 0; i < sizeof(others) / sizeof(others[0]); i++)
+        expect_reason(&decoder, be_another, i, others[i].reason);
+    expect_reason(&decoder, speak_version_9, 0,
+                  "it speaks another version of the protocol: 9, here is 1");
+    member_close(&decoder);
+}
+
 // ---- up to the link ----
 
 // Everything right until the choice has been heard.
@@ -416,6 +482,7 @@ main(int argc, char **argv)
         return member_serve(&talk);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_first_words),
+        cmocka_unit_test(test_a_listener_that_is_something_else_is_named),
         cmocka_unit_test(test_choice),
         cmocka_unit_test(test_pull),
         cmocka_unit_test(test_a_result_that_is_no_end),

@@ -138,6 +138,41 @@ test_wrong_headers(void **state)
     }
 }
 
+// The text of the refusal of a hello.
+static void
+expect_told(const struct raw_message *message, const char *what)
+{
+    struct lli_message_header header;
+    struct lli_hello_reply reply;
+    struct lli_reader r;
+    uint8_t body[4096];
+    int fd = raw_connect(ports[0]);
+    assert_true(raw_send(fd, message->bytes, message->size));
+    assert_true(raw_hear(fd, &header, body));
+    lli_reader_init(&r, body, header.body_bytes);
+    assert_true(lli_hello_reply_read(&r, &reply));
+    assert_int_equal(reply.status, LLM_LINK_FAILED);
+    assert_string_equal(reply.text, what);
+    raw_expect_closed(fd);
+}
+
+static void
+test_a_connector_of_other_versions_is_told_which_are_spoken(void **state)
+{
+    struct lli_hello hello = raw_hello(LLI_PURPOSE_CONTROL);
+    struct raw_message message;
+    (void)state;
+    raw_make_hello(&message, &hello);
+    message.bytes[4] = 3; // its header's version
+    message.bytes[LLI_MESSAGE_HEADER_BYTES] = 2;
+    message.bytes[LLI_MESSAGE_HEADER_BYTES + 2] = 3;
+    expect_told(&message, "the connector speaks versions 2 to 3 of the protocol, the listener "
+                          "version 1");
+    message.bytes[4] = 1;
+    expect_told(&message, "the connector speaks versions 2 to 3 of the protocol, the listener "
+                          "version 1");
+}
+
 static void
 expect_hello_refused(const struct lli_hello *hello)
 {
@@ -918,6 +953,7 @@ main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         TEST(test_garbage),
         TEST(test_wrong_headers),
+        TEST(test_a_connector_of_other_versions_is_told_which_are_spoken),
         TEST(test_wrong_hellos),
         TEST(test_truncated_hellos),
         TEST(test_one_byte_at_a_time),
