@@ -448,28 +448,60 @@ stranger_message(struct lli_conn *conn, const struct lli_message_header *header,
 // ---- listeners ----
 
 // Out of descriptors: spends the reserve to take the caller in and turn it away; otherwise the
-// listener would report it again and again.
-static void
+// listener would report it again and again.  False if another thread has taken the reserve's place.
+static bool
 turn_away(struct lli_node *node, int listen_fd)
 {
     if (node->reserve_fd < 0)
-        node->reserve_fd = LLI_RETRY(open("/dev/null", O_RDONLY | O_CLOEXEC));
+        node->reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
     if (node->reserve_fd < 0)
-        return;
+        return false;
     close(node->reserve_fd);
     int fd = lli_accept(listen_fd, NULL);
     if (fd >= 0)
         close(fd);
-    node->reserve_fd = LLI_RETRY(open("/dev/null", O_RDONLY | O_CLOEXEC));
-    lli_log(LLM_LOG_ERROR, "link", "out of file descriptors: a connection was turned away");
+    node->reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    if (fd >= 0)
+        lli_log(LLM_LOG_ERROR, "link", "out of file descriptors: a connection was turned away");
+    return fd >= 0;
 }
 
-// Out of descriptors: the next attempt, after the others' turn, finds one.
-static void
-accept_failed(struct lli_node *node, int listen_fd)
+static bool
+is_short_of(int error)
 {
-    if ((errno == EMFILE || errno == ENFILE) && !drop_oldest_stranger(node))
-        turn_away(node, listen_fd);
+    return error == EMFILE || error == ENFILE || error == ENOMEM || error == ENOBUFS;
+}
+
+static void
+accept_failed(struct lli_node *node, struct lli_pause *pause)
+{
+    int error = errno;
+    if (!is_short_of(error))
+        return; // nobody is waiting, or who waited has left
+    // The next attempt, after the others' turn, finds a descriptor.
+    if ((error == EMFILE || error == ENFILE) &&
+        (drop_oldest_stranger(node) || turn_away(node, pause->source->fd)))
+        return;
+    lli_log(LLM_LOG_ERROR, "link", "can't accept connections for now: %s", strerror(error));
+    lli_list_append(&node->paused, &pause->in_node);
+    lli_loop_change(node->loop, pause->source, 0);
+}
+
+static void
+init_pause(struct lli_pause *pause, struct lli_source *source)
+{
+    lli_list_init(&pause->in_node);
+    pause->source = source;
+}
+
+static void
+end_pauses(struct lli_node *node)
+{
+    LLI_LIST_FOR(item, &node->paused) {
+        struct lli_pause *pause = LLI_LIST_ENTRY(item, struct lli_pause, in_node);
+        lli_list_remove(&pause->in_node);
+        lli_loop_change(node->loop, pause->source, EPOLLIN);
+    }
 }
 
 static void
@@ -482,7 +514,7 @@ accept_tcp(struct lli_source *source, uint32_t events)
         struct sockaddr_in peer = {0};
         int fd = lli_accept(source->fd, &peer);
         if (fd < 0) {
-            accept_failed(node, source->fd);
+            accept_failed(node, &listener->pause);
             return;
         }
         lli_tcp_tune(fd);
@@ -527,6 +559,7 @@ open_listener(struct lli_node *node, const struct lli_listen_address *address,
                         address->port, strerror(errno));
     }
     listener->source = (struct lli_source){.fd = fd, .events = EPOLLIN, .ready = accept_tcp};
+    init_pause(&listener->pause, &listener->source);
     *ret_listener = listener;
     return LLM_SUCCESS;
 }
@@ -540,6 +573,7 @@ free_listener(struct lli_source *source)
 static void
 close_listener(struct lli_listener *listener)
 {
+    lli_list_remove(&listener->pause.in_node);
     if (listener->source.added) {
         listener->source.free = free_listener;
         lli_loop_remove(listener->node->loop, &listener->source);
@@ -641,7 +675,7 @@ accept_exchange(struct lli_source *source, uint32_t events)
     for (int i = 0; i < ACCEPTS_PER_EVENT; i++) {
         int fd = lli_accept(source->fd, NULL);
         if (fd < 0) {
-            accept_failed(listener->node, source->fd);
+            accept_failed(listener->node, &listener->pause);
             return;
         }
         struct stranger *stranger = new_stranger(listener->node);
@@ -671,6 +705,7 @@ lli_exchange_listen(struct lli_node *node, struct lli_exchange_listener *listene
     if (fd < 0)
         return lli_fail(LLM_FAILED, "link", "can't open a Unix socket: %s", strerror(errno));
     listener->source = (struct lli_source){.fd = fd, .events = EPOLLIN, .ready = accept_exchange};
+    init_pause(&listener->pause, &listener->source);
     llm_status status = lli_loop_add(node->loop, &listener->source);
     if (status != LLM_SUCCESS)
         close(fd);
@@ -682,8 +717,10 @@ lli_exchange_listen(struct lli_node *node, struct lli_exchange_listener *listene
 void
 lli_exchange_listener_close(struct lli_exchange_listener *listener)
 {
-    if (listener->open)
+    if (listener->open) {
+        lli_list_remove(&listener->pause.in_node);
         lli_loop_remove(listener->node->loop, &listener->source);
+    }
     listener->open = false;
 }
 
@@ -707,6 +744,7 @@ end_older_than(struct lli_node *node, uint64_t ticks)
 void
 lli_accept_tick(struct lli_node *node)
 {
+    end_pauses(node);
     settle_contests(node);
     end_older_than(node, PATIENCE_MS / node->tick_ms);
 }

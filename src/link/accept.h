@@ -4,8 +4,16 @@
 
 #include "link/link.h"
 
+// A listener that can't accept for want of descriptors or memory, and would be reported again and
+// again, isn't looked at until the next tick.
+struct lli_pause {
+    struct lli_list in_node; // empty: it isn't paused
+    struct lli_source *source;
+};
+
 struct lli_listener {
     struct lli_source source;
+    struct lli_pause pause;
     struct lli_node *node;
     struct lli_listen_address address; // port: the actual one
 };
@@ -30,6 +38,7 @@ void lli_listeners_close(struct lli_node *node, struct lli_listeners *listeners)
 // The socket on which memory files change hands; its name goes into the node's identity.
 struct lli_exchange_listener {
     struct lli_source source;
+    struct lli_pause pause;
     struct lli_node *node;
     bool open;
 };
@@ -37,7 +46,7 @@ struct lli_exchange_listener {
 llm_status lli_exchange_listen(struct lli_node *node, struct lli_exchange_listener *listener);
 void lli_exchange_listener_close(struct lli_exchange_listener *listener);
 
-// Ends strangers and half-made links that take too long.  [loop's thread]
+// Ends strangers and half-made links that take too long; paused listeners go on.  [loop's thread]
 void lli_accept_tick(struct lli_node *node);
 // Ends all of them.  [loop's thread, or after it has stopped]
 void lli_accept_end_all(struct lli_node *node);

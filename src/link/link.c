@@ -22,6 +22,7 @@ lli_node_open(struct lli_node *node, uint32_t tick_ms)
     lli_list_init(&node->events);
     lli_list_init(&node->pending);
     lli_list_init(&node->strangers);
+    lli_list_init(&node->paused);
     lli_list_init(&node->copies);
     lli_list_init(&node->copies_waiting);
     lli_list_init(&node->cuts);

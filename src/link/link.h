@@ -93,7 +93,8 @@ struct lli_node {
     struct lli_list pending;   // links being accepted (accept.c)
     struct lli_list strangers; // connections that have not said who they are (accept.c)
     unsigned num_strangers;
-    int reserve_fd; // closed when descriptors run out, so that a caller can be turned away
+    struct lli_list paused; // listeners that try again with the next tick (accept.c)
+    int reserve_fd;         // closed when descriptors run out, so that a caller can be turned away
 
     _Atomic uint64_t next_transfer; // numbers transfers (transfer room)
     struct lli_list copies;         // that this thread makes in portions (transfer room), in turns
