@@ -39,10 +39,11 @@
  *   - Never somebody else's bytes: a transfer that races the owner's free or reuse of a cache ends
  *     in a status, not in success with other data.
  *   - Quiet after return: once a call has returned, whatever its status, no byte of it lands.  (Of a
- *     push whose link broke or was removed, bytes on their way may land at the peer until it notices
- *     that as well, within the liveness time.)
+ *     push whose link broke or was removed, or whose peer was silent as it ended, bytes on their way
+ *     may land at the peer until it notices the end as well; none lands behind a later transfer's.)
  *   - Success means arrived: the bytes are in the destination memory.
- *   - A dead peer is noticed: its transfers end with a status.
+ *   - A dead peer is noticed: its transfers end with a status.  A silent one isn't dead: transfers wait
+ *     for it, each within its own time limit.
  *
  * Threads.  Every function may be called from any thread at any time, unless its comment says
  * otherwise.  llm_finalize, llm_destroy and llm_set_role must not run beside other calls on the
@@ -209,10 +210,13 @@ typedef struct llm_option {
 /* Transports a link may take, best first, separated by ',': "local", "shm", "tcp".
  * Default "auto", which is "local,shm,tcp".  A link takes the first that both ends can use. */
 #define LLM_OPTION_TRANSPORTS "llm.Transports"
-/* A peer that is silent for so many milliseconds, 50..600000, is taken for dead; of a link's two ends the
- * longer one counts.  A process on this host that runs, but gets no processor, has ten times as long.
- * Default 500. */
+/* The link to a peer that is silent for so many milliseconds, 50..600000, is suspect until the peer is
+ * heard again; of a link's two ends the longer one counts.  Default 500. */
 #define LLM_OPTION_LIVENESS_TIME "llm.LivenessTime"
+/* A peer that is silent for so many milliseconds, 50..3600000, is taken for dead, and the link breaks;
+ * less than the liveness time counts as that.  Of a peer whose death is known, because its connections
+ * close for instance, the link breaks at once.  Default 10000. */
+#define LLM_OPTION_DEAD_TIME "llm.DeadTime"
 /* TCP connections that carry the data of one tcp link, 1..8.  Default 2. */
 #define LLM_OPTION_TCP_CONNECTIONS "llm.TcpConnections"
 /* Threads that copy a large pull on one host, the caller's included, 1..16.  Default 2. */
@@ -503,8 +507,8 @@ typedef struct llm_cluster_info {
  * any attempt, else num_clusters.
  * timeout_ms: > 0, one budget for the whole call.
  * A cluster that fails is rolled back; the others stay linked.  After success both ends can use the
- * link at once.  A broken link to the same cluster is replaced, and so is that of a peer that came
- * back; while the peer lives, another instance that claims its id is refused.
+ * link at once.  A broken or suspect link to the same cluster is replaced, and so is that of a peer that
+ * came back; while the peer is heard, another instance that claims its id is refused.
  * Returns LLM_SUCCESS (all linked); LLM_FAILED (not initialized); LLM_PARAM_INVALID;
  * LLM_PROCESSING_LINK; LLM_CLUSTER_NUM_EXCEED_LIMIT; LLM_OUT_OF_MEMORY; LLM_LINK_FAILED (see rets:
  * LLM_LINK_FAILED, LLM_WAIT_PROC_TIMEOUT); or, if nothing was rolled back, the first failing entry of
@@ -543,7 +547,9 @@ LLM_API llm_status llm_unlink_clusters(llm_datadist *dd, const llm_cluster_info 
  * Beside what the calls below list, each may return LLM_CACHE_STALE (if a generation or progress was
  * given), LLM_CHECKSUM_MISMATCH (LLM_OPTION_CHECKSUM), LLM_TRANSFER_CANCELLED (`interrupted`),
  * LLM_LINK_BUSY (a peer of another make, that serves fewer at a time) and LLM_OUT_OF_MEMORY.  On a link
- * that is broken: LLM_WAIT_PROC_TIMEOUT if the peer fell silent, else LLM_FAILED.  In version 2
+ * that is suspect it waits for the peer within its own time limit, and ends as LLM_WAIT_PROC_TIMEOUT; the
+ * link stays.  On one that is broken: LLM_WAIT_PROC_TIMEOUT if the peer was silent for too long, else
+ * LLM_FAILED.  A push whose end the peer doesn't confirm returns a liveness time later.  In version 2
  * LLM_TIMEOUT stands for LLM_WAIT_PROC_TIMEOUT, the roles that are named restrict nobody, and an
  * instance's own cluster id is LLM_PARAM_INVALID in a pull.
  * ============================================================================================ */
@@ -854,9 +860,10 @@ LLM_API llm_status llm_copy_kv_blocks(llm_datadist *dd, const llm_cache *src, co
  * ============================================================================================ */
 
 typedef enum llm_link_state {
-    LLM_LINK_READY = 1,  /* transfers work */
-    LLM_LINK_BROKEN = 2, /* the peer is dead, silent or misbehaved: link again */
-    LLM_LINK_REMOVED = 3 /* unlinked, by either side, or replaced; of events alone */
+    LLM_LINK_READY = 1,   /* transfers work */
+    LLM_LINK_BROKEN = 2,  /* the peer is dead, was silent for too long or misbehaved: link again */
+    LLM_LINK_REMOVED = 3, /* unlinked, by either side, or replaced; of events alone */
+    LLM_LINK_SUSPECT = 4  /* the peer is silent, but not known to be dead: transfers wait for it */
 } llm_link_state;
 
 typedef struct llm_link_info {
@@ -865,7 +872,8 @@ typedef struct llm_link_info {
     uint32_t state;       /* llm_link_state */
     uint32_t num_devices; /* connections, one per device */
     char transport[16];   /* "local", "shm" or "tcp" */
-    char reason[232];     /* why the transports before it were passed over, or why it broke */
+    char reason
+        [232]; /* why the transports before it were passed over, or why it broke or is suspect */
 } llm_link_info;
 
 /* What is known about the link to a cluster.
@@ -873,13 +881,14 @@ typedef struct llm_link_info {
  * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_NOT_YET_LINK; LLM_PARAM_INVALID. */
 LLM_API llm_status llm_get_link_info(llm_datadist *dd, uint64_t cluster_id, llm_link_info *info);
 
-/* Does the link work, as far as is known?  Heartbeats tell, so that a dead peer is known within the
- * liveness time without a transfer.
- * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_NOT_YET_LINK; LLM_LINK_FAILED (it is broken:
- * llm_get_link_info says why). */
+/* Does the link work, as far as is known?  Heartbeats tell, so that a silent peer is known within the
+ * liveness time without a transfer.  Answers at once.
+ * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_NOT_YET_LINK; LLM_WAIT_PROC_TIMEOUT (it is
+ * suspect); LLM_LINK_FAILED (it is broken: llm_get_link_info says why). */
 LLM_API llm_status llm_check_link_status(llm_datadist *dd, uint64_t cluster_id);
 
-/* Takes the oldest change of a link that has not been polled: it is ready, broken or removed.
+/* Takes the oldest change of a link that has not been polled: it is ready, also again, suspect, broken or
+ * removed.
  * Up to 1024 are kept; then the oldest are dropped.
  * info: set struct_size before the call; state and reason tell what happened.
  * Returns LLM_SUCCESS; LLM_NO_LINK_EVENT; LLM_FAILED (not initialized); LLM_PARAM_INVALID. */

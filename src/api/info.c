@@ -40,6 +40,10 @@ llm_check_link_status(llm_datadist *dd, uint64_t cluster_id)
     lli_link_put(link);
     if (info.state == LLM_LINK_READY)
         return LLM_SUCCESS;
+    if (info.state == LLM_LINK_SUSPECT)
+        return lli_transfer_status(dd, lli_fail(LLM_WAIT_PROC_TIMEOUT, "api",
+                                                "the link to cluster %llu is suspect: %s",
+                                                (unsigned long long)cluster_id, info.reason));
     return lli_fail(LLM_LINK_FAILED, "api", "the link to cluster %llu is broken: %s",
                     (unsigned long long)cluster_id, info.reason);
 }

@@ -293,7 +293,7 @@ is_linked(struct call *call, uint64_t cluster_id)
     struct lli_link *link = lli_links_find(&call->dd->node, cluster_id);
     if (link == NULL)
         return false;
-    bool usable = !lli_link_is_broken(link);
+    bool usable = lli_link_is_ready(link);
     lli_link_put(link);
     return usable;
 }

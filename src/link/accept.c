@@ -5,8 +5,8 @@
 //
 // A stranger or a pending link that takes longer than ten seconds, or says something else, is
 // dropped; that is all it can cause.  A pending link with the cluster id of another instance's link
-// waits until that one has broken, or hasn't answered for a while; if it answers, two claim the id,
-// and the newcomer is refused.
+// waits until that one has broken, or is suspect; if it answers, two claim the id, and the newcomer is
+// refused.
 #include "link/accept.h"
 
 #include <arpa/inet.h>
@@ -26,7 +26,6 @@
 enum {
     STRANGERS_MAX = 4096,
     PATIENCE_MS = 10000,
-    CONTEST_MS = 500,
     // Then those who are there already get their turn.
     ACCEPTS_PER_EVENT = 32,
 };
@@ -186,11 +185,10 @@ static void
 settle_contest(struct pending *pending)
 {
     struct lli_node *node = pending->node;
-    uint64_t ticks = node->tick - pending->contested_tick;
     struct lli_link *rival = lli_links_find_rival(node, &pending->link->peer);
     if (rival != NULL && rival->heard_tick > pending->contested_tick + 1) {
         refuse_pending(pending, "another instance with that cluster id is linked, and alive");
-    } else if (rival == NULL || ticks > CONTEST_MS / node->tick_ms + 1) {
+    } else if (rival == NULL) {
         const char *wrong = check_choice(pending, &pending->choice);
         if (wrong == NULL)
             establish(pending, &pending->choice);

@@ -472,7 +472,7 @@ find_crossing(const struct attempt *a)
     if (link == NULL)
         return NULL;
     if (!link->connected_by_us && link->peer.incarnation == a->peer.incarnation &&
-        a->node->identity.incarnation < a->peer.incarnation && !lli_link_is_broken(link))
+        a->node->identity.incarnation < a->peer.incarnation && lli_link_is_ready(link))
         return link;
     lli_link_put(link);
     return NULL;

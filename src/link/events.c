@@ -6,7 +6,7 @@
 #include "base/mem.h"
 #include "base/os.h"
 
-enum { EVENTS_MAX = 1024, EVENTS_PER_LINK = 3 };
+enum { EVENTS_MAX = 1024 };
 
 struct event {
     struct lli_list node;
@@ -19,19 +19,21 @@ lli_link_describe_locked(const struct lli_link *link, llm_link_info *ret_info)
     *ret_info = (llm_link_info){
         .struct_size = ret_info->struct_size,
         .cluster_id = link->peer.cluster_id,
-        .state = link->broken ? LLM_LINK_BROKEN : LLM_LINK_READY,
+        .state = link->broken    ? LLM_LINK_BROKEN
+                 : link->suspect ? LLM_LINK_SUSPECT
+                                 : LLM_LINK_READY,
         .num_devices = (uint32_t)link->node->options->num_devices,
     };
     snprintf(ret_info->transport, sizeof(ret_info->transport), "%s",
              lli_transport_name(link->transport));
     snprintf(ret_info->reason, sizeof(ret_info->reason), "%s",
-             link->broken ? link->broken_reason : link->reason);
+             link->broken || link->suspect ? link->broken_reason : link->reason);
 }
 
 bool
-lli_events_prepare(struct lli_link *link)
+lli_events_prepare(struct lli_link *link, unsigned count)
 {
-    for (int i = 0; i < EVENTS_PER_LINK; i++) {
+    for (unsigned i = 0; i < count; i++) {
         struct event *event = lli_calloc(1, sizeof(*event));
         if (event == NULL)
             return false;

@@ -7,8 +7,12 @@
 // What is known of a link now, for people.  node->links_lock is held.
 void lli_link_describe_locked(const struct lli_link *link, llm_link_info *ret_info);
 
-// Memory for what may ever happen to the link; false if there is none.
-bool lli_events_prepare(struct lli_link *link);
+// It becomes ready, breaks and is removed, all of which must be told.
+enum { LLI_EVENTS_OF_EVERY_LINK = 3 };
+
+// Memory for so many more events of the link; false if there is none.  [loop's thread, or before the
+// link enters the table]
+bool lli_events_prepare(struct lli_link *link, unsigned count);
 // Frees what has not happened.
 void lli_events_unprepare(struct lli_link *link);
 

@@ -7,7 +7,7 @@
 #include "base/mem.h"
 #include "unit/unit.h"
 
-enum { KEPT = 1024, PER_LINK = 3 };
+enum { KEPT = 1024, PER_LINK = LLI_EVENTS_OF_EVERY_LINK };
 
 static struct lli_options options = {.num_devices = 2};
 static struct lli_node node;
@@ -43,7 +43,7 @@ open_link(struct lli_link *link, uint64_t cluster_id)
         .reason = "because",
     };
     lli_list_init(&link->events);
-    assert_true(lli_events_prepare(link));
+    assert_true(lli_events_prepare(link, PER_LINK));
 }
 
 static void
@@ -144,7 +144,7 @@ test_without_memory_a_link_is_not_made(void **state)
         struct lli_link link = {.node = &node};
         lli_list_init(&link.events);
         lli_mem_fail_after(n);
-        bool ok = lli_events_prepare(&link);
+        bool ok = lli_events_prepare(&link, PER_LINK);
         lli_mem_fail_after(0);
         assert_int_equal(ok, n > PER_LINK);
         // Then every change of the link has its memory.

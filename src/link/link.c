@@ -70,8 +70,8 @@ lli_link_new(struct lli_node *node, const struct lli_identity *peer)
     lli_list_init(&link->asks);
     lli_stream_init(&link->stream, node->lanes, link, on_stream_failed);
     link->stream.checked = link->checksum;
-    if (!lli_events_prepare(link) || link->local_ips == NULL || link->remote_ips == NULL ||
-        link->devices == NULL) {
+    if (!lli_events_prepare(link, LLI_EVENTS_OF_EVERY_LINK) || link->local_ips == NULL ||
+        link->remote_ips == NULL || link->devices == NULL) {
         lli_link_put(link);
         return NULL;
     }
@@ -204,6 +204,15 @@ lli_link_is_broken(struct lli_link *link)
     return broken;
 }
 
+bool
+lli_link_is_ready(struct lli_link *link)
+{
+    pthread_mutex_lock(&link->node->links_lock);
+    bool ready = !link->broken && !link->suspect;
+    pthread_mutex_unlock(&link->node->links_lock);
+    return ready;
+}
+
 // ---- the table ----
 
 static struct lli_link *
@@ -240,6 +249,7 @@ lli_links_insert(struct lli_link *link)
     link->liveness_ms = (uint32_t)lli_max(node->options->liveness_ms,
                                           lli_min(link->peer.liveness_ms, LLI_LIVENESS_MS_MAX));
     link->liveness_ticks = link->liveness_ms / node->tick_ms + 1;
+    link->dead_ticks = lli_max(node->options->dead_ms, link->liveness_ms) / node->tick_ms + 1;
     pthread_mutex_lock(&node->links_lock);
     lli_list_append(&node->links, &link->in_table);
     lli_events_add_locked(link, LLM_LINK_READY);
@@ -306,7 +316,7 @@ lli_links_find_rival(struct lli_node *node, const struct lli_identity *peer)
 {
     struct lli_link *rival = lli_links_find(node, peer->cluster_id);
     if (rival != NULL &&
-        (rival->peer.incarnation == peer->incarnation || lli_link_is_broken(rival))) {
+        (rival->peer.incarnation == peer->incarnation || !lli_link_is_ready(rival))) {
         lli_link_put(rival);
         rival = NULL;
     }
@@ -418,19 +428,6 @@ lli_link_ask_for_life(struct lli_link *link)
     lli_link_send(link, LLI_PING, PING_ANSWER_ME, NULL, 0);
 }
 
-// Slow is not dead: a process on this host that is neither gone nor stopped gets more time.
-enum { PATIENCE_WITH_SLOW = 10 };
-
-static bool
-is_silent(const struct lli_link *link)
-{
-    uint64_t ticks = link->node->tick - link->heard_tick;
-    if (ticks <= link->liveness_ticks)
-        return false;
-    return link->view == NULL || ticks > link->liveness_ticks * PATIENCE_WITH_SLOW ||
-           !lli_view_is_running(link->view);
-}
-
 // Every byte counts as a word: a message or a frame may take long to arrive.
 static void
 listen_to(struct lli_link *link)
@@ -443,6 +440,59 @@ listen_to(struct lli_link *link)
     link->bytes_heard = bytes;
 }
 
+// Silence is not death: the peer may be starved, stopped, or behind a bad network.
+static void
+suspect(struct lli_link *link)
+{
+    struct lli_node *node = link->node;
+    char why[LLI_REASON_BYTES];
+    snprintf(why, sizeof(why), "the peer has been silent for %u ms", link->liveness_ms);
+    bool can_tell = lli_events_prepare(link, 1);
+    pthread_mutex_lock(&node->links_lock);
+    link->suspect = true;
+    snprintf(link->broken_reason, sizeof(link->broken_reason), "%s", why);
+    if (can_tell && !link->unlinking)
+        lli_events_add_locked(link, LLM_LINK_SUSPECT);
+    pthread_mutex_unlock(&node->links_lock);
+    lli_log(LLM_LOG_WARN, "link", "the link to cluster %llu is suspect: %s",
+            (unsigned long long)link->peer.cluster_id, why);
+}
+
+static void
+trust_again(struct lli_link *link)
+{
+    struct lli_node *node = link->node;
+    bool can_tell = lli_events_prepare(link, 1);
+    pthread_mutex_lock(&node->links_lock);
+    link->suspect = false;
+    if (can_tell && !link->unlinking)
+        lli_events_add_locked(link, LLM_LINK_READY);
+    pthread_mutex_unlock(&node->links_lock);
+    lli_log(LLM_LOG_INFO, "link", "cluster %llu is heard again, its link is ready",
+            (unsigned long long)link->peer.cluster_id);
+}
+
+static void
+give_up(struct lli_link *link)
+{
+    char why[LLI_REASON_BYTES];
+    snprintf(why, sizeof(why), "the peer has been silent for %llu ms",
+             (unsigned long long)lli_max(link->node->options->dead_ms, link->liveness_ms));
+    lli_link_break(link, LLM_WAIT_PROC_TIMEOUT, why);
+}
+
+// What is to be done about a link whose silence has begun, has ended, or has lasted for too long.
+static void (*judge(const struct lli_link *link))(struct lli_link *link)
+{
+    uint64_t ticks = link->node->tick - link->heard_tick;
+    bool silent = ticks > link->liveness_ticks;
+    if (ticks > link->dead_ticks)
+        return give_up;
+    if (silent != link->suspect)
+        return silent ? suspect : trust_again;
+    return NULL;
+}
+
 // Silence is counted in ticks of our own, each of which comes after the sockets have been read: if
 // this process was stopped or starved itself, the peer isn't blamed for it.
 void
@@ -450,26 +500,25 @@ lli_links_tick(struct lli_node *node)
 {
     node->tick++;
     for (;;) {
-        struct lli_link *silent = NULL;
+        struct lli_link *changed = NULL;
+        void (*change)(struct lli_link * link) = NULL;
         pthread_mutex_lock(&node->links_lock);
         LLI_LIST_FOR(item, &node->links) {
             struct lli_link *link = LLI_LIST_ENTRY(item, struct lli_link, in_table);
             if (link->broken)
                 continue;
             listen_to(link);
-            if (silent == NULL && is_silent(link)) {
-                silent = link;
+            if (changed == NULL && (change = judge(link)) != NULL) {
+                changed = link;
                 lli_link_hold(link);
             } else if (node->tick - link->sent_tick >= lli_max(link->liveness_ticks / 3, 1)) {
                 lli_link_send(link, LLI_PING, PING_ALIVE, NULL, 0);
             }
         }
         pthread_mutex_unlock(&node->links_lock);
-        if (silent == NULL)
+        if (changed == NULL)
             return;
-        char why[LLI_REASON_BYTES];
-        snprintf(why, sizeof(why), "the peer has been silent for %u ms", silent->liveness_ms);
-        lli_link_break(silent, LLM_WAIT_PROC_TIMEOUT, why);
-        lli_link_put(silent);
+        change(changed);
+        lli_link_put(changed);
     }
 }

@@ -2,8 +2,9 @@
 //
 // A link is made by one of two roads: lli_link_connect (connect.c, in the caller's thread) or the
 // listener (accept.c, in the loop's thread).  From then on its connections belong to the loop's
-// thread.  It is READY until a connection ends, the peer falls silent or misbehaves; then it is
-// BROKEN, and stays in the table until it is unlinked or replaced.
+// thread.  It is READY while the peer is heard, and SUSPECT while the peer is silent: transfers then
+// wait for it.  When a connection ends, the peer misbehaves or is silent for too long, it is BROKEN, and
+// stays in the table until it is unlinked or replaced.
 #ifndef LLI_LINK_H
 #define LLI_LINK_H
 
@@ -38,9 +39,10 @@ struct lli_link {
 
     // Guarded by node->links_lock.
     struct lli_list events; // that may happen yet (events.h)
+    bool suspect;           // written by the loop's thread alone
     bool broken;
-    llm_status broken_status; // what transfers get from now on
-    char broken_reason[LLI_REASON_BYTES];
+    llm_status broken_status;             // what transfers get from now on
+    char broken_reason[LLI_REASON_BYTES]; // or why it is suspect
     bool unlinking;
     unsigned num_active; // transfers that this side has begun
     bool unlink_answered;
@@ -52,6 +54,7 @@ struct lli_link {
     struct lli_stream stream;  // tcp
     uint32_t liveness_ms;      // the longer of both ends'
     uint64_t liveness_ticks;   // of ours
+    uint64_t dead_ticks;       // silent for longer: the link is broken
     uint64_t bytes_heard;      // received when it was last looked at
     uint64_t heard_tick;       // node->tick when the peer was last heard
     uint64_t sent_tick;        // when it was last sent something
@@ -124,7 +127,7 @@ void lli_link_put(struct lli_link *link);
 // Makes a connection the link's connection to a device.  [loop's thread]
 void lli_link_attach(struct lli_link *link, uint32_t device_index, struct lli_conn *conn);
 
-// The link to another living instance that has this cluster id, with a reference, or NULL.
+// The link to another instance that has this cluster id and is heard, with a reference, or NULL.
 struct lli_link *lli_links_find_rival(struct lli_node *node, const struct lli_identity *peer);
 
 // Puts a link into the table, which takes a reference of its own; a link with the same cluster id
@@ -156,6 +159,8 @@ void lli_link_unlink_answered(struct lli_link *link, llm_status status);
 // Declares the link unusable and explains why.  [loop's thread]
 void lli_link_break(struct lli_link *link, llm_status status, const char *why);
 bool lli_link_is_broken(struct lli_link *link);
+// Neither broken nor suspect.
+bool lli_link_is_ready(struct lli_link *link);
 
 // Sends a message to the peer.  [loop's thread]
 void lli_link_send(struct lli_link *link, enum lli_message_type type, uint64_t transfer_id,
@@ -165,7 +170,7 @@ void lli_link_send_outcome(struct lli_link *link, enum lli_message_type type, ui
 
 // Asks the peer for a heartbeat at once.  [loop's thread]
 void lli_link_ask_for_life(struct lli_link *link);
-// Heartbeats and silence.  [loop's thread]
+// Heartbeats, silence and its end.  [loop's thread]
 void lli_links_tick(struct lli_node *node);
 
 // Does any peer announce that it reads this generation of a cache of ours?  [any thread]

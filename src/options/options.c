@@ -39,7 +39,10 @@ enum { MAX_DEVICES = 64, MAX_PORT = 65535, SHOWN_ITEM_BYTES = 60 };
     X(LLM_OPTION_TRANSPORTS, "auto", parse_transports,                                             \
       "auto|name[,name...]: of local, shm and tcp, best first; auto = local,shm,tcp")              \
     X(LLM_OPTION_LIVENESS_TIME, "500", parse_liveness,                                             \
-      "50..600000: milliseconds of silence after which a peer is taken for dead")                  \
+      "50..600000: milliseconds of silence after which a link is suspect")                         \
+    X(LLM_OPTION_DEAD_TIME, "10000", parse_dead_time,                                              \
+      "50..3600000: milliseconds of silence after which a link breaks, at least the liveness "     \
+      "time")                                                                                      \
     X(LLM_OPTION_TCP_CONNECTIONS, "2", parse_tcp_connections,                                      \
       "1..8: connections that carry the data of a tcp link")                                       \
     X(LLM_OPTION_COPY_THREADS, "2", parse_copy_threads,                                            \
@@ -394,6 +397,16 @@ parse_liveness(struct reading *reading, const char *value)
                            &reading->out->liveness_ms))
         return LLM_SUCCESS;
     return lli_reject_option(LLM_OPTION_LIVENESS_TIME, value, "expected milliseconds, 50..600000");
+}
+
+static llm_status
+parse_dead_time(struct reading *reading, const char *value)
+{
+    struct lli_options *out = reading->out;
+    if (!parse_whole_number(value, LLI_LIVENESS_MS_MIN, LLI_DEAD_MS_MAX, &out->dead_ms))
+        return lli_reject_option(LLM_OPTION_DEAD_TIME, value, "expected milliseconds, 50..3600000");
+    out->dead_ms = (uint32_t)lli_max(out->dead_ms, out->liveness_ms);
+    return LLM_SUCCESS;
 }
 
 static llm_status

@@ -13,7 +13,7 @@ enum lli_transport_kind {
     LLI_NUM_TRANSPORTS = 3
 };
 
-enum { LLI_LIVENESS_MS_MIN = 50, LLI_LIVENESS_MS_MAX = 600000 };
+enum { LLI_LIVENESS_MS_MIN = 50, LLI_LIVENESS_MS_MAX = 600000, LLI_DEAD_MS_MAX = 3600000 };
 
 // "local", "shm", "tcp".
 const char *lli_transport_name(enum lli_transport_kind kind);
@@ -49,6 +49,7 @@ struct lli_options {
     enum lli_transport_kind transports[LLI_NUM_TRANSPORTS]; // in order of preference
     size_t num_transports;
     uint32_t liveness_ms;
+    uint32_t dead_ms; // no less than the liveness time
     uint32_t tcp_connections;
     uint32_t copy_threads;
     bool checksum; // CRC32C of every block and message

@@ -54,6 +54,8 @@ struct transfer {
     bool cancelled;
     llm_status cancel_status;
     uint64_t cancelled_tick;
+    // A push whose caller doesn't wait any longer for the peer to confirm its end.
+    bool left_behind;
     // A push that has ended at the peer while frames that had begun are still leaving here.
     bool leaving;
     llm_status leaving_status;
@@ -84,7 +86,8 @@ put(struct transfer *t)
 static void
 let_cache_go(struct transfer *t)
 {
-    lli_registry_put(t->link->node->registry, t->cache);
+    if (t->cache != NULL)
+        lli_registry_put(t->link->node->registry, t->cache);
     t->cache = NULL;
 }
 
@@ -93,7 +96,10 @@ static void
 let_go(struct transfer *t)
 {
     let_cache_go(t);
-    lli_links_release(t->link);
+    if (t->left_behind)
+        lli_link_put(t->link);
+    else
+        lli_links_release(t->link);
 }
 
 void
@@ -107,7 +113,7 @@ static void
 note_progress(struct transfer *t, uint64_t position)
 {
     pthread_mutex_lock(&t->lock);
-    if (position > t->progress.bytes_arrived) {
+    if (!t->done && position > t->progress.bytes_arrived) {
         t->progress.bytes_moved += position - t->progress.bytes_arrived;
         t->progress.bytes_arrived = position;
     }
@@ -116,11 +122,29 @@ note_progress(struct transfer *t, uint64_t position)
 
 static void give_turn_back(struct transfer *t);
 
+// The result, once.
+static void
+tell(struct transfer *t, struct lli_node *node, llm_status status, const char *text)
+{
+    pthread_mutex_lock(&t->lock);
+    bool first = !t->done;
+    if (first) {
+        t->status = status;
+        snprintf(t->text, sizeof(t->text), "%s", text);
+        t->done = true;
+        pthread_cond_broadcast(&t->ended_cond);
+    }
+    pthread_mutex_unlock(&t->lock);
+    if (first && t->started)
+        lli_transfer_announce_end(node);
+}
+
 // The one end.
 static void
 end(struct transfer *t, llm_status status, const char *text)
 {
     struct lli_node *node = t->link->node;
+    char why[LLI_REASON_BYTES];
     lli_list_remove(&t->node);
     t->ended = true;
     t->waiting = false;
@@ -133,15 +157,9 @@ end(struct transfer *t, llm_status status, const char *text)
     if (status == LLM_SUCCESS && t->notification != NULL)
         lli_link_send(t->link, LLI_NOTIFY, 0, t->notification, t->notification_bytes);
     // The text may be the link's, which may not outlive its last transfer.
-    snprintf(t->text, sizeof(t->text), "%s", text);
+    snprintf(why, sizeof(why), "%s", text);
     let_go(t);
-    pthread_mutex_lock(&t->lock);
-    t->status = status;
-    t->done = true;
-    pthread_cond_broadcast(&t->ended_cond);
-    pthread_mutex_unlock(&t->lock);
-    if (t->started)
-        lli_transfer_announce_end(node);
+    tell(t, node, status, why);
     put(t);
 }
 
@@ -230,6 +248,8 @@ stream_done(struct lli_stream_job *job)
         tell_owner_and_end(t);
     } else if (t->leaving)
         end(t, t->leaving_status, t->leaving_text);
+    else if (t->left_behind)
+        let_cache_go(t);
     // Otherwise the bytes have left, or no more will; the peer will say what became of them.
 }
 
@@ -568,8 +588,8 @@ is_overdue(const struct transfer *t)
     return t->cache != NULL && t->cache->registered && atomic_load(&t->cache->overdue);
 }
 
-// The caller waits for the confirmation of a cancel: for as long as this side takes silence for death,
-// whatever the peer would like.  Who unregisters the cache waits for no more than a frame that has
+// The caller waits for the confirmation of a cancel for as long as silence makes a link suspect here,
+// whatever the peer would like; then it is left behind, and the link waits for it until the peer is dead.  Who unregisters the cache waits for no more than a frame that has
 // begun, and for that a tick or two.
 static bool
 is_late(const struct transfer *t, uint64_t now_ns)
@@ -579,8 +599,9 @@ is_late(const struct transfer *t, uint64_t now_ns)
     if (!t->cancelled)
         return overdue || (t->started && now_ns >= t->deadline_ns);
     uint64_t ticks = node->tick - t->cancelled_tick;
-    return ticks > node->options->liveness_ms / node->tick_ms + 1 ||
-           (overdue && (!t->in_stream || ticks >= 2));
+    uint64_t patience_ticks =
+        t->left_behind ? t->link->dead_ticks : node->options->liveness_ms / node->tick_ms + 1;
+    return ticks > patience_ticks || (overdue && (!t->in_stream || ticks >= 2));
 }
 
 static struct transfer *
@@ -613,6 +634,19 @@ find_late(struct lli_node *node, uint64_t now_ns)
     return found;
 }
 
+// The caller of a push gets its result, and may use its memory for something else as soon as no frame
+// out of it is under way.  The peer reads of the end before anything that is begun later.
+static void
+leave_behind(struct transfer *t)
+{
+    t->left_behind = true;
+    lli_link_hold(t->link);
+    lli_links_release(t->link);
+    if (!t->in_stream)
+        let_cache_go(t);
+    tell(t, t->link->node, t->cancel_status, "the peer has not confirmed the end of the push");
+}
+
 void
 lli_transfers_tick(struct lli_node *node, uint64_t now_ns)
 {
@@ -621,6 +655,8 @@ lli_transfers_tick(struct lli_node *node, uint64_t now_ns)
             cancel_here(t, is_overdue(t) ? LLM_KV_CACHE_NOT_EXIST : LLM_WAIT_PROC_TIMEOUT);
         else if (is_overdue(t) && !t->in_stream)
             let_cache_go(t);
+        else if (!t->left_behind && !is_overdue(t))
+            leave_behind(t);
         else
             lli_link_break(t->link, LLM_WAIT_PROC_TIMEOUT,
                            "the peer doesn't confirm that a push was cancelled");

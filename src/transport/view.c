@@ -1,7 +1,6 @@
 #include "transport/view.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <sys/mman.h>
@@ -89,26 +88,6 @@ lli_view_is_alive(const struct lli_view *view)
     struct pollfd wait = {.fd = view->pidfd, .events = POLLIN};
     // Nothing but the descriptor's own word is a death.
     return view->pidfd < 0 || LLI_RETRY(poll(&wait, 1, 0)) <= 0 || (wait.revents & POLLIN) == 0;
-}
-
-bool
-lli_view_is_running(const struct lli_view *view)
-{
-    char path[64];
-    char text[256] = "";
-    if (view->same_process)
-        return true;
-    if (view->pidfd < 0 || !lli_view_is_alive(view))
-        return false;
-    snprintf(path, sizeof(path), "/proc/%d/stat", (int)view->pid);
-    int fd = LLI_RETRY(open(path, O_RDONLY | O_CLOEXEC));
-    if (fd < 0)
-        return false;
-    ssize_t length = LLI_RETRY(read(fd, text, sizeof(text) - 1));
-    close(fd);
-    // "pid (name) state ...", where the name may hold anything.
-    const char *after_name = length > 0 ? strrchr(text, ')') : NULL;
-    return after_name != NULL && strlen(after_name) > 2 && strchr("RSD", after_name[2]) != NULL;
 }
 
 struct lli_view *

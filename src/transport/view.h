@@ -40,10 +40,6 @@ struct lli_view *lli_view_map(const int *fds, size_t num_fds, uint64_t incarnati
                               size_t num_devices, pid_t pid, char *why, size_t why_size);
 void lli_view_unmap(struct lli_view *view);
 
-// Is the peer's process there, and not stopped?  Then it may be slow, but it isn't dead.  False if
-// that can't be known.
-bool lli_view_is_running(const struct lli_view *view);
-
 // Does the peer's process live?  True if that can't be known.
 bool lli_view_is_alive(const struct lli_view *view);
 

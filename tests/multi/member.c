@@ -25,6 +25,7 @@ member_try_open(struct member *member, const struct member_setup *setup)
     char sync_ms[16];
     char liveness_ms[16];
     char pool[64];
+    char dead_ms[16];
     unsigned liveness = setup->liveness_ms != 0 ? setup->liveness_ms : SCALED(5000u, 20000u);
     memset(member, 0, sizeof(*member));
     member->cluster_id = setup->cluster_id;
@@ -39,11 +40,13 @@ member_try_open(struct member *member, const struct member_setup *setup)
     snprintf(pool, sizeof(pool), "{\"buf_pool_size\": %" PRIu64 "}", setup->pool_bytes);
     snprintf(sync_ms, sizeof(sync_ms), "%u", setup->sync_ms != 0 ? setup->sync_ms : 60000);
     snprintf(liveness_ms, sizeof(liveness_ms), "%u", liveness);
+    snprintf(dead_ms, sizeof(dead_ms), "%u", setup->dead_ms != 0 ? setup->dead_ms : 10000);
     llm_option options[] = {
         {LLM_OPTION_LISTEN_IP_INFO, listen},
         {LLM_OPTION_DEVICE_ID, devices},
         {LLM_OPTION_SYNC_CACHE_WAIT_TIME, sync_ms},
         {LLM_OPTION_LIVENESS_TIME, liveness_ms},
+        {LLM_OPTION_DEAD_TIME, dead_ms},
         {LLM_OPTION_TRANSPORTS, setup->transports != NULL ? setup->transports : "auto"},
         {LLM_OPTION_LOG_LEVEL, setup->warns ? "warn" : "off"},
         {LLM_OPTION_BUF_POOL_CFG, pool}, // the last one, which may be left out
@@ -330,10 +333,10 @@ serve_open(struct member *member, struct talk *talk, const char *words)
     unsigned role;
     unsigned port;
     struct member_setup setup = {.transports = transports};
-    assert_int_equal(sscanf(words, "%" SCNu64 " %u %31s %u %u %u %u", &setup.cluster_id, &role,
+    assert_int_equal(sscanf(words, "%" SCNu64 " %u %31s %u %u %u %u %u", &setup.cluster_id, &role,
                             transports, &setup.num_devices, &setup.sync_ms, &setup.liveness_ms,
-                            &port),
-                     7);
+                            &setup.dead_ms, &port),
+                     8);
     setup.role = (llm_role)role;
     setup.port = (uint16_t)port;
     llm_status status = member_try_open(member, &setup);
@@ -459,9 +462,10 @@ remote_open(struct process *process, const struct member_setup *setup,
     unsigned status;
     unsigned p[MEMBER_DEVICES_MAX];
     process_start(process, "member");
-    process_ask(process, answer, "open %" PRIu64 " %u %s %u %u %u %u", setup->cluster_id,
+    process_ask(process, answer, "open %" PRIu64 " %u %s %u %u %u %u %u", setup->cluster_id,
                 (unsigned)setup->role, setup->transports != NULL ? setup->transports : "auto",
-                setup->num_devices, setup->sync_ms, setup->liveness_ms, setup->port);
+                setup->num_devices, setup->sync_ms, setup->liveness_ms, setup->dead_ms,
+                setup->port);
     assert_int_equal(sscanf(answer, "%u %u %u %u %u", &status, &p[0], &p[1], &p[2], &p[3]), 5);
     assert_int_equal(status, LLM_SUCCESS);
     for (size_t i = 0; ports != NULL && i < MEMBER_DEVICES_MAX; i++)

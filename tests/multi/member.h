@@ -34,6 +34,7 @@ struct member_setup {
     unsigned num_devices; // 0 means 1
     unsigned sync_ms;     // 0 means long
     unsigned liveness_ms; // 0 means long: a busy machine is slow, not dead
+    unsigned dead_ms;     // 0 means the default
     uint16_t port;        // of the first device
     bool warns;           // in the log
     uint64_t pool_bytes;  // of each device; 0 means the default; of this process' members only
@@ -91,7 +92,7 @@ struct transfer {
 
 llm_status member_transfer(struct member *member, const struct transfer *transfer);
 
-// LLM_LINK_READY, LLM_LINK_BROKEN, or 0 without a link; the transport may be NULL.
+// LLM_LINK_READY, _SUSPECT, _BROKEN, or 0 without a link; the transport may be NULL.
 unsigned member_link_state(struct member *member, uint64_t cluster_id, char transport[16]);
 // Waits until the link has that state; it must come.
 void member_await_state(struct member *member, uint64_t cluster_id, unsigned state);

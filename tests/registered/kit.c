@@ -36,15 +36,17 @@ try_open(struct end *end, const struct end_setup *setup, uint16_t port)
     char address[32];
     char sync_ms[16];
     char liveness_ms[16];
+    char dead_ms[16];
     unsigned role = setup->role;
-    llm_option options[9] = {
+    llm_option options[10] = {
         {LLM_OPTION_DEVICE_ID, "0"},
         {LLM_OPTION_SYNC_CACHE_WAIT_TIME, sync_ms},
         {LLM_OPTION_LIVENESS_TIME, liveness_ms},
+        {LLM_OPTION_DEAD_TIME, dead_ms},
         {LLM_OPTION_TRANSPORTS, setup->transports != NULL ? setup->transports : transport},
         {LLM_OPTION_LOG_LEVEL, "off"},
     };
-    size_t num_options = 5;
+    size_t num_options = 6;
     if (!setup->version_1)
         options[num_options++] = (llm_option){LLM_OPTION_LOCAL_COMM_RES, ""};
     if (setup->checksum)
@@ -59,6 +61,7 @@ try_open(struct end *end, const struct end_setup *setup, uint16_t port)
     snprintf(sync_ms, sizeof(sync_ms), "%u", setup->sync_ms != 0 ? setup->sync_ms : 60000);
     snprintf(liveness_ms, sizeof(liveness_ms), "%u",
              setup->liveness_ms != 0 ? setup->liveness_ms : 10000);
+    snprintf(dead_ms, sizeof(dead_ms), "%u", setup->dead_ms != 0 ? setup->dead_ms : 10000);
     *end = (struct end){.id = setup->id};
     llm_status status = llm_create(setup->id, (llm_role)role, &end->dd);
     if (status == LLM_SUCCESS)
@@ -480,10 +483,10 @@ serve_open(struct server *server, struct talk *talk, const char *words)
     unsigned listens;
     unsigned checksum;
     struct end_setup setup = {.transports = server->transports};
-    assert_int_equal(sscanf(words, "%" SCNu64 " %u %31s %u %u %u %u %" SCNu16 " %u", &setup.id,
+    assert_int_equal(sscanf(words, "%" SCNu64 " %u %31s %u %u %u %u %u %" SCNu16 " %u", &setup.id,
                             &setup.role, server->transports, &version_1, &listens, &setup.sync_ms,
-                            &setup.liveness_ms, &setup.port, &checksum),
-                     9);
+                            &setup.liveness_ms, &setup.dead_ms, &setup.port, &checksum),
+                     10);
     setup.version_1 = version_1 != 0;
     setup.listens = listens != 0;
     setup.checksum = checksum != 0;
@@ -633,9 +636,9 @@ other_open(struct other *other, const struct end_setup *setup)
         other_start(other);
     other->id = setup->id;
     other->port = (uint16_t)other_ask(
-        other, "open %" PRIu64 " %u %s %d %d %u %u %u %d", setup->id, setup->role,
+        other, "open %" PRIu64 " %u %s %d %d %u %u %u %u %d", setup->id, setup->role,
         setup->transports != NULL ? setup->transports : transport, setup->version_1, setup->listens,
-        setup->sync_ms, setup->liveness_ms, setup->port, setup->checksum);
+        setup->sync_ms, setup->liveness_ms, setup->dead_ms, setup->port, setup->checksum);
 }
 
 int64_t

@@ -56,6 +56,7 @@ struct end_setup {
     uint16_t port;        // at which it listens, if that is free; 0 means any
     unsigned sync_ms;     // 0 means long
     unsigned liveness_ms; // 0 means long enough for a slow machine
+    unsigned dead_ms;     // 0 means the default
 };
 
 llm_status end_try_open(struct end *end, const struct end_setup *setup);
@@ -65,7 +66,7 @@ void end_close(struct end *end);
 // Who listens is linked by who doesn't; as_id: the peer's id, or 0.
 llm_status end_link(struct end *end, uint64_t as_id, uint16_t port);
 llm_status end_unlink(struct end *end, uint64_t id, uint16_t port, bool force);
-// LLM_LINK_READY, LLM_LINK_BROKEN, or 0 without a link; info may be NULL.
+// LLM_LINK_READY, _SUSPECT, _BROKEN, or 0 without a link; info may be NULL.
 unsigned end_state(const struct end *end, uint64_t id, llm_link_info *info);
 
 // ---- caches ----

@@ -333,20 +333,32 @@ give_back_slots(const struct op *op, bool in_doubt)
             cache->busy[slot] = NULL;
             if (in_doubt)
                 cache->doubts[slot] =
-                    (struct doubt){.from = op->node->cluster_id, .since_ns = sim.now_ns};
+                    (struct doubt){.from = op->node->cluster_id,
+                                   .since_ns = sim.now_ns,
+                                   .hindered_ns = sim_process_hindered_ns(cache->process),
+                                   .dead_ns = (op->node->dead_ms + 500) * SIM_MS};
         }
     }
 }
 
+// Whoever broke a link for want of an answer has done so by now, if it was not answered.
+static bool
+is_answered(const struct cache *cache, const struct doubt *doubt)
+{
+    uint64_t hindered_ns = sim_process_hindered_ns(cache->process) - doubt->hindered_ns;
+    return sim.now_ns - doubt->since_ns > doubt->dead_ns + hindered_ns;
+}
+
 void
-model_link_seen(const struct node *node, uint64_t from, bool ready, uint64_t link_ns)
+model_link_seen(const struct node *node, uint64_t from, uint32_t state, uint64_t link_ns)
 {
     for (struct cache *cache = caches; cache != NULL; cache = cache->next) {
         for (uint32_t slot = 0; slot < cache->num_slots; slot++) {
             struct doubt *doubt = &cache->doubts[slot];
             if (cache->node != node || doubt->from != from)
                 continue;
-            bool gone = !ready || link_ns > doubt->since_ns;
+            bool gone = state == 0 || state == LLM_LINK_BROKEN || link_ns > doubt->since_ns ||
+                        (state == LLM_LINK_READY && is_answered(cache, doubt));
             if (gone && doubt->link_gone_ns == 0)
                 doubt->link_gone_ns = sim.now_ns;
             if (doubt->link_gone_ns == 0 || sim.now_ns < doubt->link_gone_ns + 20 * SIM_MS)

@@ -31,11 +31,14 @@ struct cache {
     uint8_t *tensors[TENSORS_MAX];
     uint8_t *expected;          // num_tensors * num_slots * stride
     struct op *busy[SLOTS_MAX]; // written by an operation that has not ended
-    // A push that ended with its link, or with the pusher: here it may go on until this side notices.
+    // A push that ended with its link, or with the pusher, or whose end this side didn't confirm: here it
+    // may go on until this side notices.
     struct doubt {
         uint64_t from; // cluster; 0: none
         uint64_t since_ns;
+        uint64_t hindered_ns;  // of the cache's process, then
         uint64_t link_gone_ns; // when the link was seen to be gone; 0: not yet
+        uint64_t dead_ns;      // what the pusher takes for death, after which it breaks the link
     } doubts[SLOTS_MAX];
     bool readable;      // its memory may be looked at
     bool ending;        // a call that frees it has begun
@@ -68,6 +71,8 @@ struct op {
     uint64_t start_ns;
     uint64_t hindered_ns; // of its process, at the start
     uint64_t bound_ns;
+    uint64_t timeout_ns;
+    uint64_t cancelled_ns; // when it was
 };
 
 struct cache *model_cache_new(const struct node *node, struct sim_process *process,
@@ -90,8 +95,8 @@ void model_op_again(struct op *op, bool in_doubt);
 void model_op_check_progress(const struct op *op, uint64_t bytes);
 // Lets go of it.  in_doubt: its peer may not know yet.
 void model_op_forget(struct op *op, bool in_doubt);
-// The link from `from` to this node is gone, or another one, since `link_ns`.
-void model_link_seen(const struct node *node, uint64_t from, bool ready, uint64_t link_ns);
+// The state of the link from `from` to this node, 0 if there is none; it has been made at `link_ns`.
+void model_link_seen(const struct node *node, uint64_t from, uint32_t state, uint64_t link_ns);
 // Does a free slot for writing exist?  Picks `count` different ones.
 bool model_pick_slots(const struct cache *cache, size_t count, uint64_t *ret_slots);
 // Has what the operation writes arrived?  For operations that are known still.

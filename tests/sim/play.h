@@ -56,6 +56,8 @@ void play_host_text(int host, char text[16]);
 struct node *play_some_peer(const struct node *node);
 llm_status play_link_with(struct node *node, struct node *peer, int32_t timeout_ms);
 void play_unlink_from(struct node *node, struct node *peer, bool force);
+// llm_link_state, or 0 without a link.
+uint32_t play_link_state(const struct node *node, const struct node *peer);
 bool play_is_ready(const struct node *node, const struct node *peer);
 // Looks at the link to a peer, and what it must know about it.
 void play_probe(const struct node *node, const struct node *peer);

@@ -82,13 +82,19 @@ play_unlink_from(struct node *node, struct node *peer, bool force)
            LLM_NOTIFY_PROMPT_UNLINK_FAILED, LLM_FAILED, LLM_OUT_OF_MEMORY);
 }
 
-bool
-play_is_ready(const struct node *node, const struct node *peer)
+uint32_t
+play_link_state(const struct node *node, const struct node *peer)
 {
     llm_link_info info = {.struct_size = sizeof(info)};
     llm_status status = play_api()->llm_get_link_info(node->dd, peer->cluster_id, &info);
     EXPECT("llm_get_link_info", status, LLM_SUCCESS, LLM_NOT_YET_LINK);
-    return status == LLM_SUCCESS && info.state == LLM_LINK_READY;
+    return status == LLM_SUCCESS ? info.state : 0;
+}
+
+bool
+play_is_ready(const struct node *node, const struct node *peer)
+{
+    return play_link_state(node, peer) == LLM_LINK_READY;
 }
 
 static void
@@ -113,8 +119,9 @@ play_probe(const struct node *node, const struct node *peer)
     bool is_blocked = sim_net.blocked[from][to];
     uint64_t died_at = there->died_at;
     uint64_t blocked_since = sim_net.blocked_since[from][to];
-    bool ready = play_is_ready(node, peer);
-    model_link_seen(node, peer->cluster_id, ready, scenario_pair(node, peer)->link_ns);
+    uint32_t state = play_link_state(node, peer);
+    bool ready = state == LLM_LINK_READY;
+    model_link_seen(node, peer->cluster_id, state, scenario_pair(node, peer)->link_ns);
     if (ready && is_dead && there->died_at == died_at && !there->process->alive)
         must_have_noticed(node, peer, died_at, there->hindered_then[node->seat->index],
                           "its process died");

@@ -59,6 +59,7 @@ choose_limits(struct call *call, const struct node *node, const struct node *pee
         timeout_ms = call->param.timeout_ms = (uint32_t)sim_between(1, 300);
     if (scenario.calm)
         timeout_ms = call->param.timeout_ms = 20000;
+    op->timeout_ns = timeout_ms * SIM_MS;
     op->bound_ns = timeout_ms * SIM_MS + play_notice_ns(node, peer) + 100 * SIM_MS;
 }
 
@@ -168,13 +169,24 @@ start_call(struct node *node, struct call *call, const struct op *op, uint64_t *
                      op->local_slots, op->num_slots, &call->param, ret_id);
 }
 
-// A push whose link has gone may go on at the peer until that notices.
+// Has the peer been asked to confirm the end, and the caller has waited for that in vain?
+static bool
+is_unconfirmed(const struct node *node, const struct op *op)
+{
+    uint64_t asked_ns = op->start_ns + op->timeout_ns;
+    if (op->cancelled && op->cancelled_ns < asked_ns)
+        asked_ns = op->cancelled_ns;
+    return sim.now_ns >= asked_ns + node->liveness_ms * SIM_MS / 2;
+}
+
+// A push whose link has gone, or whose end wasn't confirmed, may go on at the peer until that notices.
 static bool
 is_in_doubt(const struct node *node, const struct node *peer, const struct op *op,
             llm_status status)
 {
     return op->push && status != LLM_SUCCESS &&
-           (!play_is_ready(node, peer) || scenario_pair(node, peer)->links_made != op->links_made);
+           (!play_is_ready(node, peer) || is_unconfirmed(node, op) ||
+            scenario_pair(node, peer)->links_made != op->links_made);
 }
 
 static void
@@ -241,6 +253,7 @@ follow(struct node *node, struct op *op, uint64_t id)
             break;
         case 4:
             op->cancelled = true;
+            op->cancelled_ns = sim.now_ns;
             EXPECT("llm_transfer_cancel", play_api()->llm_transfer_cancel(node->dd, id),
                    LLM_SUCCESS);
             status = play_api()->llm_transfer_poll(node->dd, id);
@@ -249,6 +262,7 @@ follow(struct node *node, struct op *op, uint64_t id)
             break;
         case 5:
             op->cancelled = true;
+            op->cancelled_ns = sim.now_ns;
             EXPECT("llm_transfer_release", play_api()->llm_transfer_release(node->dd, id),
                    LLM_SUCCESS);
             return LLM_TRANSFER_CANCELLED;

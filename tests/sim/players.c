@@ -209,16 +209,13 @@ settle(struct node *node)
 
 // ---- the life of an instance ----
 
-// Nobody is taken for dead without a cause: it was hindered, or we were, or the network.
+// Nobody is suspected, or taken for dead, without a cause: it was hindered, or we were, or the network.
 static void
-judge_silence(const struct node *node, const struct node *peer)
+judge_silence(const struct node *node, const struct node *peer, uint64_t silence_ms)
 {
     const struct sim_process *there = peer->seat->process;
     bool same_host = peer->seat->host == node->seat->host;
-    // One that is stopped gets no more time than a silent one.
-    bool mapped = same_host && !scenario.faults.stops && strcmp(node->transports, "tcp") != 0 &&
-                  strcmp(peer->transports, "tcp") != 0;
-    uint64_t patience_ns = node->liveness_ms * SIM_MS * (mapped ? 8 : 1) / 2;
+    uint64_t patience_ns = silence_ms * SIM_MS / 2;
     uint64_t window_ns = 3 * patience_ns;
     if (there == NULL || !there->alive || there->started_at + window_ns > sim.now_ns ||
         (!same_host &&
@@ -227,40 +224,43 @@ judge_silence(const struct node *node, const struct node *peer)
     if (sim_process_hindered_lately_ns(there, window_ns) +
             sim_process_hindered_lately_ns(sim_current_process(), window_ns) <
         patience_ns)
-        sim_fail("%s takes cluster %llu for dead, which is well", sim_current_process()->name,
-                 (unsigned long long)peer->cluster_id);
+        sim_fail("%s has found cluster %llu silent for %llu ms, which is well",
+                 sim_current_process()->name, (unsigned long long)peer->cluster_id,
+                 (unsigned long long)silence_ms);
 }
 
 static void
 log_line(void *arg, llm_log_level level, const char *line)
 {
-    unsigned long long from, about;
+    unsigned long long silence_ms, about;
     sim_trace("  %s: %s", sim_current_process()->name, line);
     // Afterwards every call says so, as an error.
     if (level != LLM_LOG_WARN || strstr(line, "silent") == NULL ||
-        sscanf(line, "link: the link to cluster %llu is broken: the peer has been silent for %llu",
-               &about, &from) != 2)
+        sscanf(line, "link: the link to cluster %llu is %*[a-z]: the peer has been silent for %llu",
+               &about, &silence_ms) != 2)
         return;
     const struct seat *seat = arg;
     // A line doesn't tell which instance of the process speaks.
     if (seat->num_nodes == 1 && scenario_node(about) != NULL)
-        judge_silence(seat->nodes[0], scenario_node(about));
+        judge_silence(seat->nodes[0], scenario_node(about), silence_ms);
 }
 
 static bool
 initialize(struct node *node)
 {
-    char listen[32], ip[16], sync[16], liveness[16], connections[16];
+    char listen[32], ip[16], sync[16], liveness[16], dead[16], connections[16];
     size_t count = 0;
-    llm_option options[10];
+    llm_option options[11];
     play_host_text(node->seat->host, ip);
     snprintf(listen, sizeof(listen), "%s:%u", ip, node->port);
     snprintf(sync, sizeof(sync), "%u", node->sync_ms);
     snprintf(liveness, sizeof(liveness), "%u", node->liveness_ms);
+    snprintf(dead, sizeof(dead), "%u", node->dead_ms);
     snprintf(connections, sizeof(connections), "%u", (unsigned)sim_between(1, 4));
     options[count++] = (llm_option){LLM_OPTION_DEVICE_ID, "0"};
     options[count++] = (llm_option){LLM_OPTION_SYNC_CACHE_WAIT_TIME, sync};
     options[count++] = (llm_option){LLM_OPTION_LIVENESS_TIME, liveness};
+    options[count++] = (llm_option){LLM_OPTION_DEAD_TIME, dead};
     options[count++] = (llm_option){LLM_OPTION_TRANSPORTS, node->transports};
     options[count++] = (llm_option){LLM_OPTION_TCP_CONNECTIONS, connections};
     options[count++] = (llm_option){LLM_OPTION_LOG_LEVEL, "info"};

@@ -14,6 +14,7 @@ struct node {
     struct seat *seat;
     uint16_t port;
     uint32_t liveness_ms;
+    uint32_t dead_ms;
     uint32_t sync_ms;
     bool checksum;
     const char *transports;

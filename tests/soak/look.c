@@ -78,12 +78,16 @@ poll_notes(struct thread *th, struct seat *seat)
     }
 }
 
-// A link that works can break or be removed, one that has broken be removed or replaced.
+// A link that works can become suspect, break or be removed; one that is suspect be ready again, break
+// or be removed; one that has broken be removed or replaced.
 static bool
 may_follow(uint32_t before, uint32_t state)
 {
-    return state == LLM_LINK_READY ? before != LLM_LINK_READY
-                                   : before == LLM_LINK_READY || before == LLM_LINK_BROKEN;
+    if (state == LLM_LINK_READY)
+        return before != LLM_LINK_READY;
+    if (state == LLM_LINK_SUSPECT)
+        return before == LLM_LINK_READY;
+    return before == LLM_LINK_READY || before == LLM_LINK_SUSPECT || before == LLM_LINK_BROKEN;
 }
 
 void
@@ -94,7 +98,7 @@ poll_events(struct thread *th, struct seat *seat)
     pthread_mutex_lock(&seat->events_lock);
     while (llm_poll_link_event(seat->dd, &info) == LLM_SUCCESS) {
         uint64_t peer = info.cluster_id - FIRST_CLUSTER;
-        if (WRONG_UNLESS(info.state >= LLM_LINK_READY && info.state <= LLM_LINK_REMOVED,
+        if (WRONG_UNLESS(info.state >= LLM_LINK_READY && info.state <= LLM_LINK_SUSPECT,
                          "an event of cluster %llu, state %u", (unsigned long long)info.cluster_id,
                          info.state))
             break;

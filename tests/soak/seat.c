@@ -6,7 +6,7 @@
 
 #include "multi/process.h"
 
-// Longer than any liveness time here.
+// Longer than any liveness time and dead time here.
 enum { LAST_WHY = 256, NOTICE_MS = SCALED(2000, 8000) };
 
 uint64_t
@@ -318,6 +318,7 @@ choose_settings(struct seat *seat, struct settings *settings, unsigned port, uin
     add_option(settings, LLM_OPTION_DEVICE_ID, "0");
     add_option(settings, LLM_OPTION_SYNC_CACHE_WAIT_TIME, settings->sync_ms);
     add_option(settings, LLM_OPTION_LIVENESS_TIME, settings->liveness_ms);
+    add_option(settings, LLM_OPTION_DEAD_TIME, "1000");
     add_option(settings, LLM_OPTION_TRANSPORTS, transports[roll(dice, 8)]);
     add_option(settings, LLM_OPTION_TCP_CONNECTIONS, roll(dice, 2) == 0 ? "1" : "3");
     add_option(settings, LLM_OPTION_COPY_THREADS, roll(dice, 2) == 0 ? "1" : "2");
