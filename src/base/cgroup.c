@@ -102,16 +102,22 @@ read_mount(const char *line, int version, struct mount *ret_mount)
            list_holds(word_until(source.start + source.length + 1, "\n"), "memory");
 }
 
+static bool
+is_octal(const char *digits)
+{
+    return strspn(digits, "01234567") >= 3;
+}
+
 // Appends a word in which the system writes some characters as \ooo.
 static bool
 append(char *to, size_t size, struct word word)
 {
     size_t length = strlen(to);
     for (size_t i = 0; i < word.length; i++) {
-        unsigned code;
-        char c = word.start[i];
-        if (c == '\\' && word.length - i >= 4 && sscanf(word.start + i + 1, "%3o", &code) == 1) {
-            c = (char)code;
+        const char *at = word.start + i;
+        char c = *at;
+        if (c == '\\' && word.length - i >= 4 && is_octal(at + 1)) {
+            c = (char)((at[1] - '0') << 6 | (at[2] - '0') << 3 | (at[3] - '0'));
             i += 3;
         }
         if (length + 1 >= size)
