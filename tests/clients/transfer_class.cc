@@ -3,11 +3,11 @@
  * listens, and links that are made and removed as instances come and go, always from the own listening
  * port as the programs believe.
  *
- *     transfer_class pull|push|push_back prefill|decode OWN_IP:PORT PEER_IP:PORT ROUNDS
+ *     transfer_class pull|push|push_back|mix prefill|decode OWN_IP:PORT PEER_IP:PORT ROUNDS
  *
  * pull: decode links and pulls; push: prefill links and pushes; push_back: decode, which doesn't listen,
- * links, and prefill pushes.  Each round links, unlinks and links again five times in a row, moves all
- * layers, and unlinks.
+ * links, and prefill pushes; mix: the same, between two that listen and have no role.  Each round links,
+ * unlinks and links again five times in a row, moves all layers, and unlinks.
  *
  * Copyright the llm-datadist authors.  SPDX-License-Identifier: Apache-2.0
  */
@@ -15,7 +15,7 @@
 
 #include "client.h"
 
-using llm_datadist::LLM_SUCCESS;
+using llm_datadist::LlmRole;
 
 namespace client {
 
@@ -44,7 +44,7 @@ ClusterId(const Place &place)
 
 class Transfer {
 public:
-    Transfer(const Place &own, llm_datadist::LlmRole role)
+    Transfer(const Place &own, LlmRole role)
         : own_(own), dist_(std::make_shared<llm_datadist::LlmDataDist>(ClusterId(own), role))
     {
     }
@@ -183,8 +183,8 @@ main(int argc, char **argv)
     const std::vector<uint64_t> in_prefill{4, 0, 1};
     const std::vector<uint64_t> in_decode{2, 3, 5};
 
-    Transfer transfer(own,
-                      prefill ? llm_datadist::LlmRole::kPrompt : llm_datadist::LlmRole::kDecoder);
+    const LlmRole role = prefill ? LlmRole::kPrompt : LlmRole::kDecoder;
+    Transfer transfer(own, mode == "mix" ? LlmRole::kMix : role);
     transfer.Initialize(prefill || mode != "push_back");
     transfer.RegisterLayers();
     Say("open");
