@@ -348,6 +348,9 @@ typedef enum llm_data_type {
 #undef LLM_DATA_TYPE_ENUM_
 } llm_data_type;
 
+/* Of a shape. */
+#define LLM_DIMS_MAX 31
+
 /* Bits per element, 0 for a type without a size or an unknown number. */
 LLM_API uint32_t llm_data_type_bits(int32_t data_type);
 
@@ -465,6 +468,11 @@ typedef struct llm_cache_info {
     uint64_t stride;       /* bytes from slot to slot */
     uint64_t tensor_bytes; /* of one tensor */
     uint64_t generation;   /* never 0, and never again that of another cache */
+    /* llm_data_type, and the shape.  LLM_DT_UNDEFINED and 0: the peer, of an older version, doesn't
+     * say; or the shape had no room beside all the tensors that its instance has. */
+    int32_t data_type;
+    uint32_t num_dims;
+    int64_t dims[LLM_DIMS_MAX]; /* those behind num_dims are 0 */
 } llm_cache_info;
 
 /* What is known of a cache of this instance; batch_index is 0.
@@ -632,12 +640,17 @@ typedef struct llm_kv_cache_ext_param {
     /* Not NULL, of a call that waits: asked every 20 ms or so while the transfer runs. */
     llm_interrupt interrupted;
     void *interrupted_arg;
+    /* 1: the bytes are transferred, whatever they mean at either end.  Otherwise the types of both
+     * caches (llm_cache_desc.data_type) must be the same, or integers of the same width, signed or
+     * not, else LLM_PARAM_INVALID; a peer of an older version is believed to have the same. */
+    uint32_t allow_other_type;
+    uint32_t reserved; /* 0 */
 } llm_kv_cache_ext_param;
 
 #define LLM_KV_CACHE_EXT_PARAM_INIT                                                                \
     {                                                                                              \
         sizeof(llm_kv_cache_ext_param), {-1, -1}, {-1, -1}, 2, 0, NULL, 0, 0, 0, 0, 0, NULL, NULL, \
-            NULL                                                                                   \
+            NULL, 0, 0                                                                             \
     }
 
 #define LLM_NOTIFICATION_BYTES_MAX 4096
@@ -650,8 +663,8 @@ typedef struct llm_kv_cache_ext_param {
  * Returns, in this order of checks: LLM_FAILED (not initialized); LLM_PARAM_INVALID (size, ranges,
  * role); LLM_KV_CACHE_NOT_EXIST (local cache); LLM_PARAM_INVALID (slot, layers, size beyond the
  * stride); LLM_NOT_YET_LINK; LLM_LINK_BUSY (being unlinked); LLM_KV_CACHE_NOT_EXIST (remote cache or
- * slot); LLM_PARAM_INVALID (size beyond the remote stride, remote layers); LLM_WAIT_PROC_TIMEOUT;
- * LLM_FAILED (the peer is gone). */
+ * slot); LLM_PARAM_INVALID (size beyond the remote stride, remote layers, data types);
+ * LLM_WAIT_PROC_TIMEOUT; LLM_FAILED (the peer is gone). */
 LLM_API llm_status llm_pull_kv_cache(llm_datadist *dd, const llm_cache_index *src,
                                      const llm_cache *dst, uint32_t dst_batch_index, int64_t size,
                                      const llm_kv_cache_ext_param *param);
@@ -673,7 +686,7 @@ LLM_API llm_status llm_pull_kv_cache_to_blocks(llm_datadist *dd, const llm_cache
  * Returns, in this order: LLM_FAILED; LLM_PARAM_INVALID (batch_index, ranges, role, empty or unequal
  * lists); LLM_KV_CACHE_NOT_EXIST (local cache); LLM_PARAM_INVALID (dst_blocks, layers);
  * LLM_NOT_YET_LINK; LLM_LINK_BUSY; LLM_KV_CACHE_NOT_EXIST (remote cache); LLM_PARAM_INVALID (stride,
- * src_blocks, remote layers); LLM_WAIT_PROC_TIMEOUT; LLM_FAILED (the peer is gone). */
+ * src_blocks, remote layers, data types); LLM_WAIT_PROC_TIMEOUT; LLM_FAILED (the peer is gone). */
 LLM_API llm_status llm_pull_kv_blocks(llm_datadist *dd, const llm_cache_index *src,
                                       const llm_cache *dst, const uint64_t *src_blocks,
                                       size_t num_src_blocks, const uint64_t *dst_blocks,
@@ -687,8 +700,8 @@ LLM_API llm_status llm_pull_kv_blocks(llm_datadist *dd, const llm_cache_index *s
  * Returns, in this order: LLM_FAILED; LLM_PARAM_INVALID (placement, size, ranges);
  * LLM_FEATURE_NOT_ENABLED (several devices); LLM_PARAM_INVALID (role); LLM_KV_CACHE_NOT_EXIST (local
  * cache); LLM_PARAM_INVALID (slot, layers); LLM_NOT_YET_LINK; LLM_LINK_BUSY; LLM_KV_CACHE_NOT_EXIST
- * (remote cache or slot); LLM_PARAM_INVALID (remote stride or layers); LLM_WAIT_PROC_TIMEOUT;
- * LLM_FAILED (the peer is gone). */
+ * (remote cache or slot); LLM_PARAM_INVALID (remote stride or layers, data types);
+ * LLM_WAIT_PROC_TIMEOUT; LLM_FAILED (the peer is gone). */
 LLM_API llm_status llm_push_kv_cache(llm_datadist *dd, const llm_cache *src,
                                      const llm_cache_index *dst, uint32_t src_batch_index,
                                      int64_t size, const llm_kv_cache_ext_param *param);

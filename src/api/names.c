@@ -64,17 +64,21 @@ llm_remove_cache_key(llm_datadist *dd, const llm_cache_key *key)
 static void
 write_info(llm_cache_info *info, const struct lli_answer *answer)
 {
+    const struct lli_geometry *geometry = &answer->geometry;
     llm_cache_info known = {
         .cache_id = answer->cache_id,
         .batch_index = (uint32_t)answer->slot,
-        .placement = answer->placement,
-        .num_tensors = answer->num_tensors,
+        .placement = geometry->placement,
+        .num_tensors = geometry->num_tensors,
         .registered = answer->registered,
-        .num_slots = answer->num_slots,
-        .stride = answer->stride,
-        .tensor_bytes = answer->tensor_bytes,
+        .num_slots = geometry->num_slots,
+        .stride = geometry->stride,
+        .tensor_bytes = geometry->tensor_bytes,
         .generation = answer->generation,
+        .data_type = geometry->data_type,
+        .num_dims = geometry->num_dims,
     };
+    memcpy(known.dims, geometry->dims, geometry->num_dims * sizeof(known.dims[0]));
     LLI_WRITE_STRUCT(&known, llm_cache_info, info);
 }
 
@@ -88,12 +92,8 @@ llm_get_cache_info(llm_datadist *dd, int64_t cache_id, llm_cache_info *info)
     LLI_TRY(lli_hold_local(dd, cache_id, &cache));
     struct lli_answer answer = {
         .cache_id = cache->id,
-        .placement = cache->geometry.placement,
-        .num_tensors = cache->geometry.num_tensors,
+        .geometry = cache->geometry,
         .registered = cache->registered,
-        .num_slots = cache->geometry.num_slots,
-        .stride = cache->geometry.stride,
-        .tensor_bytes = cache->geometry.tensor_bytes,
         .generation = cache->generation,
     };
     lli_registry_put(&dd->registry, cache);

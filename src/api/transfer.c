@@ -65,6 +65,10 @@ lli_read_layers(const llm_kv_cache_ext_param *param, struct lli_layers *ret_laye
     LLI_TRY(check_notification(&known));
     LLI_TRY(check_switch("keep_key", known.keep_key));
     LLI_TRY(check_switch("release_lease", known.release_lease));
+    LLI_TRY(check_switch("allow_other_type", known.allow_other_type));
+    if (known.reserved != 0)
+        return lli_fail(LLM_PARAM_INVALID, "transfer", "reserved is %u, expected 0",
+                        known.reserved);
     memset(ret_layers, 0, sizeof(*ret_layers));
     LLI_TRY(read_progress(known.progress, &ret_layers->progress));
     *ret_layers = (struct lli_layers){
@@ -80,6 +84,7 @@ lli_read_layers(const llm_kv_cache_ext_param *param, struct lli_layers *ret_laye
         .dst_offset = known.dst_offset,
         .keep_key = known.keep_key != 0,
         .release_lease = known.release_lease != 0,
+        .allow_other_type = known.allow_other_type != 0,
         .progress = ret_layers->progress,
         .callers_progress = known.progress,
         .interrupt = {known.interrupted, known.interrupted_arg},
@@ -279,6 +284,7 @@ lli_go(llm_datadist *dd, struct lli_transfer_args *args, const struct lli_layers
     args->notification_bytes = layers->notification_bytes;
     args->keep_key = layers->keep_key;
     args->release_lease = layers->release_lease;
+    args->allow_other_type = layers->allow_other_type;
     args->interrupt = layers->interrupt;
     args->progress = layers->callers_progress != NULL ? &progress : NULL;
     llm_status status = ret_transfer_id != NULL

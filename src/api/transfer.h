@@ -21,6 +21,7 @@ struct lli_layers {
     uint64_t dst_offset;
     bool keep_key;
     bool release_lease;
+    bool allow_other_type;
     llm_progress progress;
     llm_progress *callers_progress; // or NULL
     struct lli_interrupt interrupt;

@@ -171,6 +171,70 @@ test_checks_come_in_order(void **state)
     assert_true(error_names("data_type"));
 }
 
+static void
+test_dimensions_are_kept_as_far_as_a_cache_may_have_them(void **state)
+{
+    struct lli_geometry g;
+    int64_t ones[LLI_NUM_DIMS_MAX + 1];
+    (void)state;
+    for (size_t i = 0; i < LLI_COUNT(ones); i++)
+        ones[i] = 1;
+    assert_true(compute(LLM_DT_BF16, SHAPE(4, 3, 2), &g) == LLM_SUCCESS);
+    assert_int_equal(g.num_dims, 3);
+    assert_true(g.dims[0] == 4 && g.dims[1] == 3 && g.dims[2] == 2 && g.dims[3] == 0);
+    assert_true(compute(LLM_DT_BF16, ones, LLI_NUM_DIMS_MAX, &g) == LLM_SUCCESS);
+    assert_int_equal(g.num_dims, LLI_NUM_DIMS_MAX);
+    assert_true(compute(LLM_DT_BF16, ones, LLI_NUM_DIMS_MAX + 1, &g) == LLM_SUCCESS);
+    assert_int_equal(g.num_dims, 0);
+}
+
+static void
+test_dimensions_that_contradict_the_sizes_are_found(void **state)
+{
+    struct lli_geometry good;
+    (void)state;
+    assert_true(compute(LLM_DT_INT4, SHAPE(3, 5), &good) == LLM_SUCCESS);
+    assert_true(lli_geometry_shape_is_sound(&good));
+    struct lli_geometry g = good;
+    g.num_dims = 0;
+    assert_true(lli_geometry_shape_is_sound(&g));
+    g = good;
+    g.data_type = LLM_DT_UNDEFINED;
+    assert_true(lli_geometry_shape_is_sound(&g));
+    g.dims[0] = 4;
+    assert_false(lli_geometry_shape_is_sound(&g));
+    static const int64_t bad[] = {0, -5, 4, 7, INT64_MAX};
+    for (size_t i = 0; i < LLI_COUNT(bad); i++) {
+        g = good;
+        g.dims[1] = bad[i];
+        assert_false(lli_geometry_shape_is_sound(&g));
+    }
+    g = good;
+    g.data_type = LLM_DT_INT8;
+    assert_false(lli_geometry_shape_is_sound(&g));
+}
+
+static void
+test_which_types_agree(void **state)
+{
+    static const int32_t signed_types[] = {LLM_DT_INT2, LLM_DT_INT8, LLM_DT_INT16, LLM_DT_INT32,
+                                           LLM_DT_INT64};
+    static const int32_t unsigned_types[] = {LLM_DT_UINT2, LLM_DT_UINT8, LLM_DT_UINT16,
+                                             LLM_DT_UINT32, LLM_DT_UINT64};
+    (void)state;
+    for (int32_t a = -1; a < 45; a++) {
+        for (int32_t b = -1; b < 45; b++) {
+            bool agree = a == b || a == LLM_DT_UNDEFINED || b == LLM_DT_UNDEFINED;
+            for (size_t i = 0; i < LLI_COUNT(signed_types); i++)
+                agree |= (a == signed_types[i] && b == unsigned_types[i]) ||
+                         (b == signed_types[i] && a == unsigned_types[i]);
+            assert_int_equal(lli_data_types_agree(a, b), agree);
+        }
+    }
+    assert_string_equal(lli_data_type_name(LLM_DT_FLOAT8_E4M3FN), "LLM_DT_FLOAT8_E4M3FN");
+    assert_string_equal(lli_data_type_name(4711), "an unknown data type");
+}
+
 int
 main(void)
 {
@@ -183,6 +247,9 @@ main(void)
         cmocka_unit_test(test_a_dimension_that_is_not_positive_is_named),
         cmocka_unit_test(test_products_that_overflow_are_rejected),
         cmocka_unit_test(test_checks_come_in_order),
+        cmocka_unit_test(test_dimensions_are_kept_as_far_as_a_cache_may_have_them),
+        cmocka_unit_test(test_dimensions_that_contradict_the_sizes_are_found),
+        cmocka_unit_test(test_which_types_agree),
     };
     return cmocka_run_group_tests(tests, setup, NULL);
 }

@@ -590,7 +590,7 @@ test_memory_behind_an_address_is_found_also_without_an_id(void **state)
         };
         for (size_t i = 0; i < LLI_COUNT(ranges); i++) {
             struct lli_cache *found = lli_registry_hold_range(
-                &registry, at + (uintptr_t)ranges[i].offset, ranges[i].bytes);
+                &registry, at + (uintptr_t)ranges[i].offset, ranges[i].bytes, LLM_DT_UNDEFINED);
             // Whoever lies behind it begins where this tensor ends.
             if (ranges[i].bytes > 0)
                 assert_ptr_equal(found, ranges[i].found ? cache : NULL);
@@ -601,7 +601,7 @@ test_memory_behind_an_address_is_found_also_without_an_id(void **state)
             assert_true(lli_registry_deallocate(&registry, id) == LLM_SUCCESS);
     }
     lli_keys_remove(&registry, &key);
-    assert_null(lli_registry_hold_range(&registry, at, 1));
+    assert_null(lli_registry_hold_range(&registry, at, 1, LLM_DT_UNDEFINED));
 }
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)

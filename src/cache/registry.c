@@ -375,25 +375,31 @@ has_range(const struct lli_cache *cache, uintptr_t address, uint64_t bytes)
 }
 
 static struct lli_cache *
-find_range_locked(struct lli_registry *registry, uintptr_t address, uint64_t bytes)
+find_range_locked(struct lli_registry *registry, uintptr_t address, uint64_t bytes,
+                  int32_t data_type)
 {
+    struct lli_cache *found = NULL;
     for (size_t i = 0; i <= LLI_NUM_CACHE_BUCKETS; i++) {
         struct lli_list *list =
             i < LLI_NUM_CACHE_BUCKETS ? &registry->buckets[i] : &registry->unnamed;
         LLI_LIST_FOR(node, list) {
             struct lli_cache *cache = LLI_LIST_ENTRY(node, struct lli_cache, node);
-            if (has_range(cache, address, bytes))
+            if (!has_range(cache, address, bytes))
+                continue;
+            if (lli_data_types_agree(cache->geometry.data_type, data_type))
                 return cache;
+            found = cache;
         }
     }
-    return NULL;
+    return found;
 }
 
 struct lli_cache *
-lli_registry_hold_range(struct lli_registry *registry, uintptr_t address, uint64_t bytes)
+lli_registry_hold_range(struct lli_registry *registry, uintptr_t address, uint64_t bytes,
+                        int32_t data_type)
 {
     lli_lock(&registry->lock);
-    struct lli_cache *cache = find_range_locked(registry, address, bytes);
+    struct lli_cache *cache = find_range_locked(registry, address, bytes, data_type);
     if (cache != NULL)
         cache->references++;
     lli_unlock(&registry->lock);

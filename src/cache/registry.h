@@ -88,9 +88,9 @@ void lli_registry_hold_again(struct lli_registry *registry, struct lli_cache *ca
 void lli_registry_put(struct lli_registry *registry, struct lli_cache *cache);
 
 // The live or unnamed cache of which `bytes` from `address` on are part, within one tensor; with a
-// reference, NULL if there is none.
+// reference, NULL if there is none.  Of several, one whose elements agree with that type, if there is one.
 struct lli_cache *lli_registry_hold_range(struct lli_registry *registry, uintptr_t address,
-                                          uint64_t bytes);
+                                          uint64_t bytes, int32_t data_type);
 
 // Frees retired caches that nobody uses any more, and ends leases whose time is up.  Called now and
 // then.

@@ -117,6 +117,31 @@ find_free_entry(struct lli_segment *segment, int64_t cache_id, uint32_t *ret_ind
     return distance < LLI_ENTRY_PROBES ? &segment->layout->entries[*ret_index] : NULL;
 }
 
+static uint64_t
+field_of(uint64_t flags, unsigned shift, unsigned bits)
+{
+    return flags >> shift & ((UINT64_C(1) << bits) - 1);
+}
+
+static uint64_t
+flags_with(uint64_t flags, const struct lli_geometry *geometry, uint64_t num_dims)
+{
+    uint64_t type = field_of((uint64_t)geometry->data_type + 1, 0, LLI_ENTRY_TYPE_BITS);
+    return flags | type << LLI_ENTRY_TYPE_SHIFT | num_dims << LLI_ENTRY_DIMS_SHIFT;
+}
+
+// Room for the dimensions too, if there is any.
+static bool
+take_addresses(struct lli_segment *segment, uint64_t num_addresses, uint32_t *num_dims,
+               uint64_t *ret_first)
+{
+    bool taken = lli_extents_take(&segment->addresses, num_addresses + *num_dims, 1, ret_first);
+    if (taken || *num_dims == 0)
+        return taken;
+    *num_dims = 0;
+    return lli_extents_take(&segment->addresses, num_addresses, 1, ret_first);
+}
+
 bool
 lli_segment_publish(struct lli_segment *segment, int64_t cache_id,
                     const struct lli_geometry *geometry, size_t num_devices, uint64_t flags,
@@ -124,12 +149,16 @@ lli_segment_publish(struct lli_segment *segment, int64_t cache_id,
 {
     uint64_t num_addresses = (uint64_t)geometry->num_tensors * num_devices;
     uint64_t first_address;
+    uint32_t num_dims = geometry->num_dims;
     struct lli_entry *entry = find_free_entry(segment, cache_id, ret_entry);
-    if (entry == NULL || !lli_extents_take(&segment->addresses, num_addresses, 1, &first_address))
+    if (entry == NULL || !take_addresses(segment, num_addresses, &num_dims, &first_address))
         return false;
 
     for (uint64_t i = 0; i < num_addresses; i++)
         LLI_STORE(segment->layout->addresses[first_address + i], addresses[i]);
+    for (uint32_t i = 0; i < num_dims; i++)
+        LLI_STORE(segment->layout->addresses[first_address + num_addresses + i],
+                  (uint64_t)geometry->dims[i]);
     LLI_STORE(entry->cache_id, cache_id);
     LLI_STORE(entry->placement_and_tensors,
               (uint64_t)geometry->placement << 32 | geometry->num_tensors);
@@ -137,7 +166,7 @@ lli_segment_publish(struct lli_segment *segment, int64_t cache_id,
     LLI_STORE(entry->stride, geometry->stride);
     LLI_STORE(entry->tensor_bytes, geometry->tensor_bytes);
     LLI_STORE(entry->first_address, first_address);
-    LLI_STORE(entry->flags, flags);
+    LLI_STORE(entry->flags, flags_with(flags, geometry, num_dims));
     *ret_generation = segment->next_generation;
     segment->next_generation += 2;
     atomic_store_explicit(&entry->generation, *ret_generation, memory_order_release);
@@ -163,11 +192,12 @@ lli_segment_erase(struct lli_segment *segment, uint32_t index)
     struct lli_entry *entry = &segment->layout->entries[index];
     uint64_t num_addresses =
         (LLI_LOAD(entry->placement_and_tensors) & UINT32_MAX) * segment->layout->header.num_devices;
+    uint64_t num_dims = field_of(LLI_LOAD(entry->flags), LLI_ENTRY_DIMS_SHIFT, LLI_ENTRY_DIMS_BITS);
     uint64_t first_address = LLI_LOAD(entry->first_address);
     atomic_store(&entry->generation, 0);
     // What is written into the memory from now on comes after the generation's end.
     atomic_thread_fence(memory_order_seq_cst);
-    lli_extents_give(&segment->addresses, first_address, num_addresses);
+    lli_extents_give(&segment->addresses, first_address, num_addresses + num_dims);
 }
 
 int
@@ -211,6 +241,13 @@ lli_segment_is_read(const struct lli_segment_layout *peer, uint64_t owner, uint6
     return false;
 }
 
+static int32_t
+type_of(uint64_t flags)
+{
+    uint64_t type = field_of(flags, LLI_ENTRY_TYPE_SHIFT, LLI_ENTRY_TYPE_BITS);
+    return type == 0 ? LLM_DT_UNDEFINED : (int32_t)type - 1;
+}
+
 bool
 lli_segment_find_entry(const struct lli_segment_layout *peer, uint64_t index, uint64_t generation,
                        struct lli_remote_cache *ret_cache)
@@ -221,16 +258,18 @@ lli_segment_find_entry(const struct lli_segment_layout *peer, uint64_t index, ui
     if (atomic_load_explicit(&entry->generation, memory_order_acquire) != generation)
         return false;
     uint64_t placement_and_tensors = LLI_LOAD(entry->placement_and_tensors);
+    uint64_t flags = LLI_LOAD(entry->flags);
     *ret_cache = (struct lli_remote_cache){
         .entry = (uint32_t)index,
         .generation = generation,
-        .flags = LLI_LOAD(entry->flags),
+        .flags = flags,
         .first_address = LLI_LOAD(entry->first_address),
         .cache_id = LLI_LOAD(entry->cache_id),
         .geometry =
             {
                 .placement = (uint32_t)(placement_and_tensors >> 32),
                 .num_tensors = (uint32_t)placement_and_tensors,
+                .data_type = type_of(flags),
                 .num_slots = LLI_LOAD(entry->num_slots),
                 .stride = LLI_LOAD(entry->stride),
                 .tensor_bytes = LLI_LOAD(entry->tensor_bytes),
@@ -254,6 +293,21 @@ lli_segment_find(const struct lli_segment_layout *peer, int64_t cache_id,
             return true;
     }
     return false;
+}
+
+bool
+lli_segment_read_dims(const struct lli_segment_layout *peer, size_t num_devices,
+                      struct lli_remote_cache *cache)
+{
+    uint64_t num_addresses = (uint64_t)cache->geometry.num_tensors * num_devices;
+    uint64_t num_dims = field_of(cache->flags, LLI_ENTRY_DIMS_SHIFT, LLI_ENTRY_DIMS_BITS);
+    if (num_dims <= LLI_NUM_DIMS_MAX && cache->first_address <= LLI_NUM_ADDRESSES &&
+        num_addresses + num_dims <= LLI_NUM_ADDRESSES - cache->first_address)
+        cache->geometry.num_dims = (uint32_t)num_dims;
+    for (uint32_t i = 0; i < cache->geometry.num_dims; i++)
+        cache->geometry.dims[i] =
+            (int64_t)LLI_LOAD(peer->addresses[cache->first_address + num_addresses + i]);
+    return lli_segment_still_live(peer, cache);
 }
 
 bool

@@ -64,8 +64,9 @@ struct lli_entry {
     _Atomic uint64_t num_slots;
     _Atomic uint64_t stride;
     _Atomic uint64_t tensor_bytes;
-    _Atomic uint64_t first_address; // index into the addresses: num_tensors for each device
-    _Atomic uint64_t flags;         // LLI_ENTRY_...
+    // Index into the addresses: num_tensors for each device, and behind them the shape's dimensions.
+    _Atomic uint64_t first_address;
+    _Atomic uint64_t flags; // LLI_ENTRY_...
 };
 
 // The addresses are those of the owner's process, not offsets into its pools.
@@ -74,6 +75,10 @@ struct lli_entry {
 #define LLI_ENTRY_HAS_REQUESTS UINT64_C(2)
 // The id has been deallocated; keys still lead here.
 #define LLI_ENTRY_UNNAMED UINT64_C(4)
+// Fields among the flags: llm_data_type + 1, and the number of dimensions.  Directories of before
+// these were known have 0 in both, and their readers look at neither.
+enum { LLI_ENTRY_TYPE_SHIFT = 32, LLI_ENTRY_TYPE_BITS = 16 };
+enum { LLI_ENTRY_DIMS_SHIFT = 48, LLI_ENTRY_DIMS_BITS = 8 };
 
 struct lli_key_entry {
     _Atomic uint64_t stamp; // 0: free; never repeats
@@ -144,7 +149,8 @@ void lli_segment_close(struct lli_segment *segment);
 // The first id from `id` on that has room in the directory; `id` itself if none has.
 int64_t lli_segment_next_id(const struct lli_segment *segment, int64_t id);
 // Publishes a cache; `addresses` are geometry->num_tensors * num_devices.  False when there is no room
-// for that id, or for so many addresses.  The caller serialises publish, retire and erase.
+// for that id, or for so many addresses; when there is none for the dimensions alone, they are left out.
+// The caller serialises publish, retire and erase.
 bool lli_segment_publish(struct lli_segment *segment, int64_t cache_id,
                          const struct lli_geometry *geometry, size_t num_devices, uint64_t flags,
                          const uint64_t *addresses, uint32_t *ret_entry, uint64_t *ret_generation);
@@ -170,7 +176,8 @@ bool lli_segment_is_read(const struct lli_segment_layout *peer, uint64_t owner,
 // read directly there, so that whoever reads must be waited for.
 bool lli_segment_is_read_here(uint64_t owner, uint64_t generation);
 
-// A peer's cache, copied out of its directory and not yet checked against anything.
+// A peer's cache, copied out of its directory and not yet checked against anything; without its
+// dimensions, which a transfer doesn't need.
 struct lli_remote_cache {
     uint32_t entry;
     uint64_t generation;
@@ -187,6 +194,9 @@ bool lli_segment_find(const struct lli_segment_layout *peer, int64_t cache_id,
 // The live cache of that generation in that entry, whatever its id.  False: not there.
 bool lli_segment_find_entry(const struct lli_segment_layout *peer, uint64_t entry,
                             uint64_t generation, struct lli_remote_cache *ret_cache);
+// Adds its dimensions, as far as the directory says them.  False: it isn't there any more.
+bool lli_segment_read_dims(const struct lli_segment_layout *peer, size_t num_devices,
+                           struct lli_remote_cache *cache);
 // After the announcement: may the cache still be entered?
 bool lli_segment_still_live(const struct lli_segment_layout *peer,
                             const struct lli_remote_cache *cache);

@@ -17,6 +17,8 @@ static const struct lli_geometry geometry = {
     .num_slots = 4,
     .stride = 100,
     .tensor_bytes = 400,
+    .num_dims = 2,
+    .dims = {4, 100},
 };
 
 static struct lli_segment segment;
@@ -91,7 +93,7 @@ test_what_is_published_is_found_with_all_its_numbers(void **state)
     assert_true(lli_segment_find(peer_view, 5, &found));
     assert_int_equal(found.entry, entry);
     assert_int_equal(found.generation, generation);
-    assert_int_equal(found.flags, 0);
+    assert_int_equal(found.flags & UINT32_MAX, 0);
     assert_int_equal(found.geometry.placement, geometry.placement);
     assert_int_equal(found.geometry.num_tensors, geometry.num_tensors);
     assert_int_equal(found.geometry.num_slots, geometry.num_slots);
@@ -101,6 +103,63 @@ test_what_is_published_is_found_with_all_its_numbers(void **state)
     assert_int_equal(peer_view->addresses[found.first_address + 1], 5512);
     assert_true(lli_segment_still_live(peer_view, &found));
     assert_true(lli_segment_still_same(peer_view, &found));
+    assert_int_equal(found.geometry.data_type, LLM_DT_INT8);
+    assert_int_equal(found.geometry.num_dims, 0);
+    assert_true(lli_segment_read_dims(peer_view, 1, &found));
+    assert_memory_equal(&found.geometry, &geometry, sizeof(geometry));
+}
+
+static void
+test_dimensions_of_a_cache_that_is_gone_are_not_read(void **state)
+{
+    struct lli_remote_cache found;
+    (void)state;
+    uint32_t entry = must_publish(5);
+    assert_true(lli_segment_find(peer_view, 5, &found));
+    lli_segment_retire(&segment, entry);
+    assert_false(lli_segment_read_dims(peer_view, 1, &found));
+}
+
+// Its entries have no type and no dimensions; what it knows of ours lies where it always did.
+static void
+test_directories_of_before_types_are_read_and_read_ours(void **state)
+{
+    struct lli_remote_cache found;
+    (void)state;
+    struct lli_entry *entry = &segment.layout->entries[must_publish(5)];
+    assert_int_equal(entry->placement_and_tensors, UINT64_C(1) << 32 | 2);
+    assert_int_equal(entry->flags & 7, 0);
+    assert_int_equal(sizeof(struct lli_segment_layout),
+                     4096 + 64 * LLI_NUM_ENTRIES + 64 * LLI_NUM_KEY_ENTRIES +
+                         32 * LLI_NUM_LEASE_ENTRIES + 8 * (8 << 20));
+    entry->flags = LLI_ENTRY_REGISTERED;
+    assert_true(lli_segment_find(peer_view, 5, &found));
+    assert_int_equal(found.flags, LLI_ENTRY_REGISTERED);
+    assert_int_equal(found.geometry.data_type, LLM_DT_UNDEFINED);
+    assert_true(lli_segment_read_dims(peer_view, 1, &found));
+    assert_int_equal(found.geometry.num_dims, 0);
+}
+
+static void
+test_dimensions_outside_the_directory_are_none(void **state)
+{
+    struct lli_remote_cache found;
+    (void)state;
+    struct lli_entry *entry = &segment.layout->entries[must_publish(5)];
+    uint64_t flags = entry->flags;
+    entry->first_address = LLI_NUM_ADDRESSES - 3;
+    assert_true(lli_segment_find(peer_view, 5, &found));
+    assert_true(lli_segment_read_dims(peer_view, 1, &found));
+    assert_int_equal(found.geometry.num_dims, 0);
+    entry->first_address = UINT64_MAX - 1;
+    assert_true(lli_segment_find(peer_view, 5, &found));
+    assert_true(lli_segment_read_dims(peer_view, 1, &found));
+    assert_int_equal(found.geometry.num_dims, 0);
+    entry->first_address = 0;
+    entry->flags = flags | UINT64_C(255) << LLI_ENTRY_DIMS_SHIFT;
+    assert_true(lli_segment_find(peer_view, 5, &found));
+    assert_true(lli_segment_read_dims(peer_view, 1, &found));
+    assert_int_equal(found.geometry.num_dims, 0);
 }
 
 static void
@@ -424,10 +483,14 @@ test_publishing_without_memory_shows_nothing(void **state)
     uint32_t entry;
     uint64_t generation;
     unsigned num_failed = 0;
+    // Dimensions are left out without a word.
+    struct lli_geometry bare = geometry;
     (void)state;
+    bare.num_dims = 0;
     lli_mem_fail_after(1);
     for (int64_t id = 1; id <= 100; id++) {
-        bool ok = publish(id, &entry, &generation);
+        const uint64_t addresses[] = {1, 2};
+        bool ok = lli_segment_publish(&segment, id, &bare, 1, 0, addresses, &entry, &generation);
         assert_int_equal(is_there(id), ok);
         num_failed += !ok;
         if (!ok)
@@ -445,6 +508,9 @@ main(void)
     const struct CMUnitTest tests[] = {
         TEST(test_the_header_says_whose_directory_it_is),
         TEST(test_what_is_published_is_found_with_all_its_numbers),
+        TEST(test_dimensions_of_a_cache_that_is_gone_are_not_read),
+        TEST(test_directories_of_before_types_are_read_and_read_ours),
+        TEST(test_dimensions_outside_the_directory_are_none),
         TEST(test_unknown_ids_are_not_found),
         TEST(test_a_retired_cache_lets_nobody_in_but_stays_the_same),
         TEST(test_the_same_entry_again_is_another_generation),

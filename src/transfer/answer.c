@@ -51,13 +51,9 @@ answer_query(struct lli_link *link, struct lli_request *request, struct lli_answ
     *ret_answer = (struct lli_answer){
         .cache_id = cache->id,
         .slot = request->slot,
-        .placement = cache->geometry.placement,
-        .num_tensors = cache->geometry.num_tensors,
+        .geometry = cache->geometry,
         .registered = cache->registered,
         .slot_has_request = lli_keys_slot_has_request(node->registry, cache, request->slot),
-        .num_slots = cache->geometry.num_slots,
-        .stride = cache->geometry.stride,
-        .tensor_bytes = cache->geometry.tensor_bytes,
         .generation = cache->generation,
         .bytes_arrived =
             lli_cuts_take(node, link->peer.incarnation, request->token, cache->generation),
@@ -97,7 +93,7 @@ bool
 lli_answers_message(struct lli_link *link, const struct lli_message_header *header,
                     struct lli_reader *body)
 {
-    uint8_t bytes[LLI_REASON_BYTES + 256];
+    uint8_t bytes[LLI_REASON_BYTES + 512];
     struct lli_request request;
     struct lli_answer answer = {0};
     struct lli_outcome outcome = {.text = ""};

@@ -21,6 +21,7 @@ lli_describe_names(const struct lli_transfer_args *args)
         .all_tensors = args->all_tensors,
         .tensors_per_layer = args->tensors_per_layer,
         .stride = args->cache->geometry.stride,
+        .element_type = args->allow_other_type ? 0 : (uint32_t)args->cache->geometry.data_type + 1,
         .slot = args->remote_slot,
         .offset = args->remote_offset,
         .bytes = args->bytes,

@@ -35,6 +35,7 @@ struct lli_transfer_args {
     size_t num_blocks;
     bool keep_key;
     bool release_lease;
+    bool allow_other_type;
     llm_progress *progress; // or NULL; of a started transfer only read
     uint64_t deadline_ns;
     struct lli_interrupt interrupt;

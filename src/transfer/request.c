@@ -91,6 +91,26 @@ check_tensors(const struct lli_request *request, const struct lli_geometry *geom
     return LLM_SUCCESS;
 }
 
+int32_t
+lli_request_data_type(const struct lli_request *request)
+{
+    return request->element_type == 0 ? LLM_DT_UNDEFINED : (int32_t)(request->element_type - 1);
+}
+
+llm_status
+lli_request_check_type(const struct lli_request *request, int32_t data_type, char *why,
+                       size_t why_size)
+{
+    int32_t asking = lli_request_data_type(request);
+    if (lli_data_types_agree(asking, data_type))
+        return LLM_SUCCESS;
+    return NO(
+        LLM_PARAM_INVALID,
+        "data types differ: %s (%d) here, %s (%d) at the peer; allow_other_type transfers the "
+        "bytes all the same",
+        lli_data_type_name(asking), asking, lli_data_type_name(data_type), data_type);
+}
+
 llm_status
 lli_request_check(const struct lli_request *request, const struct lli_geometry *geometry, char *why,
                   size_t why_size)
@@ -183,6 +203,7 @@ names_write(struct lli_writer *w, const struct lli_request *request)
     lli_write_u64(w, request->token);
     for (uint32_t i = 0; request->by == LLI_BY_ADDRESS && i < request->num_tensors; i++)
         lli_write_u64(w, request->addresses[i]);
+    lli_write_u32(w, request->element_type);
 }
 
 static bool
@@ -212,7 +233,11 @@ names_read(struct lli_reader *r, struct lli_request *request)
     request->token = lli_read_u64(r);
     if (r->failed || request->by > LLI_BY_ADDRESS || request->key.kind > LLM_KEY_BLOCKS)
         return false;
-    return request->by != LLI_BY_ADDRESS || addresses_read(r, request);
+    if (request->by == LLI_BY_ADDRESS && !addresses_read(r, request))
+        return false;
+    // Peers of before it was sent don't have it.
+    request->element_type = lli_read_left(r) > 0 ? lli_read_u32(r) : 0;
+    return true;
 }
 
 static uint32_t

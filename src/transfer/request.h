@@ -40,6 +40,7 @@ struct lli_request {
     bool all_tensors;           // pull: the cache must have exactly num_tensors
     uint32_t tensors_per_layer; // must divide the cache's tensors; 0: no matter
     uint64_t stride;            // the asking side's; blocks: both must be equal
+    uint32_t element_type;      // the asking side's llm_data_type + 1; 0: don't compare it
     uint64_t slot;              // kind slot; by key: the key says
     uint64_t offset;            // kind slot: of the bytes, in the slot
     uint64_t bytes;             // kind slot: per tensor
@@ -70,6 +71,12 @@ void lli_request_fini(struct lli_request *request);
 // the status with `why` filled in.
 llm_status lli_request_check(const struct lli_request *request, const struct lli_geometry *geometry,
                              char *why, size_t why_size);
+
+// The asking side's data type; LLM_DT_UNDEFINED: not to be compared.
+int32_t lli_request_data_type(const struct lli_request *request);
+// The last check: is the type of its elements that of what it touches, if it asks?
+llm_status lli_request_check_type(const struct lli_request *request, int32_t data_type, char *why,
+                                  size_t why_size);
 
 // Names what a request names, for people.
 void lli_request_describe(const struct lli_request *request, char *text, size_t text_size);

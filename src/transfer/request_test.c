@@ -4,7 +4,7 @@
 #include "base/mem.h"
 #include "unit/unit.h"
 
-enum { NUM_ADDRESSES = 3 };
+enum { NUM_ADDRESSES = 3, ELEMENT_TYPE_BYTES = 4 };
 
 static char why[256];
 static uint64_t addresses[NUM_ADDRESSES] = {4096, UINT64_MAX, 1};
@@ -43,6 +43,7 @@ random_request(uint64_t seed, bool blocks, bool fetch, struct lli_block_run *run
         .keep_key = seed % 11 < 5,
         .release_lease = seed % 13 < 6,
         .token = unit_random(&random),
+        .element_type = (uint32_t)unit_random(&random),
     };
     if (request.by == LLI_BY_ADDRESS) {
         request.num_tensors = NUM_ADDRESSES;
@@ -97,6 +98,7 @@ assert_same(const struct lli_request *a, const struct lli_request *b)
     assert_true(a->start_position == b->start_position && a->token == b->token);
     assert_int_equal(a->keep_key, b->keep_key);
     assert_int_equal(a->release_lease, b->release_lease);
+    assert_int_equal(a->element_type, b->element_type);
     if (a->by == LLI_BY_ADDRESS)
         assert_memory_equal(a->addresses, b->addresses, sizeof(addresses));
     assert_int_equal(a->notification_bytes, b->notification_bytes);
@@ -157,8 +159,13 @@ test_a_request_comes_back_and_is_refused_when_cut(void **state)
         lli_request_fini(&out);
         assert_null(out.runs);
         lli_request_fini(&out);
+        // Those of before it had a type end there.
         for (size_t cut = 0; cut < size; cut++)
-            assert_false(reads(bytes, cut));
+            assert_int_equal(reads(bytes, cut), cut == size - ELEMENT_TYPE_BYTES);
+        lli_reader_init(&r, bytes, size - ELEMENT_TYPE_BYTES);
+        assert_true(lli_request_read(&r, in.push, &out));
+        assert_int_equal(lli_request_data_type(&out), LLM_DT_UNDEFINED);
+        lli_request_fini(&out);
         free(bytes);
     }
 }
@@ -264,8 +271,9 @@ test_a_number_of_runs_is_believed_as_far_as_there_are_bytes(void **state)
     size_t size;
     (void)state;
     uint8_t *bytes = write_request(&request, &size);
-    // The number stands before its runs, the empty list of the source, no notification, and the names.
-    size_t at = size - 64 - 4 - 4 - 2 * 16 - 4;
+    // The number stands before its runs, the empty list of the source, no notification, the names, and
+    // the type.
+    size_t at = size - ELEMENT_TYPE_BYTES - 64 - 4 - 4 - 2 * 16 - 4;
     assert_int_equal(bytes[at], 2);
     for (size_t i = 0; i < LLI_COUNT(numbers); i++) {
         struct lli_writer w;
@@ -354,6 +362,27 @@ static struct lli_request
 good_slot(void)
 {
     return (struct lli_request){.kind = LLI_REQUEST_SLOT, .num_tensors = 6, .bytes = 100};
+}
+
+static void
+test_types_are_compared_if_both_are_known(void **state)
+{
+    struct lli_request request = {.element_type = LLM_DT_BF16 + 1};
+    (void)state;
+    assert_true(lli_request_check_type(&request, LLM_DT_BF16, why, sizeof(why)) == LLM_SUCCESS);
+    assert_true(lli_request_check_type(&request, LLM_DT_UNDEFINED, why, sizeof(why)) ==
+                LLM_SUCCESS);
+    assert_true(lli_request_check_type(&request, LLM_DT_FLOAT16, why, sizeof(why)) ==
+                LLM_PARAM_INVALID);
+    assert_non_null(strstr(why, "LLM_DT_BF16 (27) here, LLM_DT_FLOAT16 (1) at the peer"));
+    // One that only a later version knows is one type like others.
+    request.element_type = 4711;
+    assert_true(lli_request_check_type(&request, 4710, why, sizeof(why)) == LLM_SUCCESS);
+    assert_true(lli_request_check_type(&request, LLM_DT_FLOAT, why, sizeof(why)) ==
+                LLM_PARAM_INVALID);
+    assert_non_null(strstr(why, "an unknown data type (4710) here"));
+    request.element_type = 0;
+    assert_true(lli_request_check_type(&request, LLM_DT_FLOAT, why, sizeof(why)) == LLM_SUCCESS);
 }
 
 static void
@@ -605,6 +634,7 @@ main(void)
         cmocka_unit_test(test_any_bytes_are_read_without_harm),
         cmocka_unit_test(test_without_memory_a_request_is_not_read),
         cmocka_unit_test(test_blocks_are_counted_without_overflow),
+        cmocka_unit_test(test_types_are_compared_if_both_are_known),
         cmocka_unit_test(test_slots_and_sizes),
         cmocka_unit_test(test_offsets_into_a_slot),
         cmocka_unit_test(test_a_request_is_within_a_lease_with_all_its_slots),

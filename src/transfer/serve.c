@@ -298,6 +298,8 @@ find_cache(struct serve *serve, char *why, size_t why_size)
     if (status == LLM_SUCCESS)
         status = enter_lease(serve, cache, lease, why, why_size);
     if (status == LLM_SUCCESS)
+        status = lli_request_check_type(&serve->request, cache->geometry.data_type, why, why_size);
+    if (status == LLM_SUCCESS)
         status = find_tensors(serve, cache, why, why_size);
     serve->tell_when_done = serve->request.kind == LLI_REQUEST_SLOT && !serve->request.push &&
                             lli_keys_slot_has_request(node->registry, cache, serve->request.slot);
@@ -346,7 +348,9 @@ find_addresses(struct serve *serve, char *why, size_t why_size)
     serve->num_devices = 1;
     for (uint32_t i = 0; i < request->num_tensors; i++) {
         struct lli_cache *cache =
-            known ? lli_registry_hold_range(registry, request->addresses[i], bytes) : NULL;
+            known ? lli_registry_hold_range(registry, request->addresses[i], bytes,
+                                            lli_request_data_type(request))
+                  : NULL;
         if (cache == NULL) {
             snprintf(why, why_size, "no cache there holds the %llu bytes at address %#llx",
                      (unsigned long long)bytes, (unsigned long long)request->addresses[i]);
@@ -355,7 +359,11 @@ find_addresses(struct serve *serve, char *why, size_t why_size)
         serve->caches[serve->num_caches++] = cache;
         serve->tensors[i] = request->addresses[i];
     }
-    return LLM_SUCCESS;
+    llm_status status = LLM_SUCCESS;
+    for (size_t i = 0; i < serve->num_caches && status == LLM_SUCCESS; i++)
+        status =
+            lli_request_check_type(request, serve->caches[i]->geometry.data_type, why, why_size);
+    return status;
 }
 
 // Takes up a request.  On failure the caller answers.

@@ -39,6 +39,20 @@ find_lease(const struct lli_segment_layout *peer, const struct lli_request *requ
            range.generation == source->remote.generation && lli_request_is_within(&at, &range);
 }
 
+static llm_status
+gone(const struct lli_source_cache *source)
+{
+    return source->named_generation ? LLM_CACHE_STALE : LLM_KV_CACHE_NOT_EXIST;
+}
+
+static llm_status
+just_freed(const struct lli_source_cache *source, char *why, size_t why_size)
+{
+    snprintf(why, why_size, "cluster %llu has just freed the cache, or ended its lease",
+             (unsigned long long)source->link->peer.cluster_id);
+    return gone(source);
+}
+
 llm_status
 lli_source_find(struct lli_link *link, const struct lli_request *request,
                 struct lli_source_cache *ret_source, char *why, size_t why_size)
@@ -71,6 +85,18 @@ lli_source_find(struct lli_link *link, const struct lli_request *request,
     return LLM_SUCCESS;
 }
 
+llm_status
+lli_source_find_shape(struct lli_link *link, const struct lli_request *request,
+                      struct lli_source_cache *ret_source, char *why, size_t why_size)
+{
+    llm_status status = lli_source_find(link, request, ret_source, why, why_size);
+    if (status != LLM_SUCCESS)
+        return status;
+    if (lli_segment_read_dims(link->view->segment, link->view->num_devices, &ret_source->remote))
+        return LLM_SUCCESS;
+    return just_freed(ret_source, why, why_size);
+}
+
 bool
 lli_source_needs_owner(struct lli_link *link, const struct lli_request *request)
 {
@@ -96,6 +122,8 @@ open_source(struct lli_link *link, const struct lli_request *request,
     struct lli_request at = *request;
     at.slot = source.slot;
     status = lli_request_check(&at, &source.remote.geometry, why, why_size);
+    if (status == LLM_SUCCESS)
+        status = lli_request_check_type(&at, source.remote.geometry.data_type, why, why_size);
     if (status != LLM_SUCCESS)
         return status;
     if (registered && !link->view->same_process)
@@ -128,12 +156,6 @@ lli_source_open(struct lli_link *link, const struct lli_request *request,
     return status;
 }
 
-static llm_status
-gone(const struct lli_source_cache *source)
-{
-    return source->named_generation ? LLM_CACHE_STALE : LLM_KV_CACHE_NOT_EXIST;
-}
-
 static bool
 still_live(const struct lli_source_cache *source)
 {
@@ -163,11 +185,8 @@ lli_source_enter(struct lli_source_cache *source, char *why, size_t why_size)
         snprintf(why, why_size, "%d copies are running at once", LLI_NUM_READER_SLOTS);
         return LLM_LINK_BUSY;
     }
-    if (!still_live(source)) {
-        snprintf(why, why_size, "cluster %llu has just freed the cache, or ended its lease",
-                 cluster_id);
-        return gone(source);
-    }
+    if (!still_live(source))
+        return just_freed(source, why, why_size);
     if (!lli_view_resolve(link->view, &source->remote, source->first_tensor, source->num_tensors,
                           source->tensors)) {
         snprintf(why, why_size, "cluster %llu describes a cache outside its memory", cluster_id);

@@ -26,6 +26,10 @@ struct lli_source_cache {
 llm_status lli_source_find(struct lli_link *link, const struct lli_request *request,
                            struct lli_source_cache *ret_source, char *why, size_t why_size);
 
+// And its dimensions.
+llm_status lli_source_find_shape(struct lli_link *link, const struct lli_request *request,
+                                 struct lli_source_cache *ret_source, char *why, size_t why_size);
+
 // Is that cache registered memory which this process can't read itself?
 bool lli_source_needs_owner(struct lli_link *link, const struct lli_request *request);
 

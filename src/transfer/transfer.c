@@ -319,7 +319,7 @@ take_length(struct transfer *t, const struct lli_answer *answer, char *why, size
     if (t->bytes_min == 0)
         return LLM_SUCCESS;
     uint64_t offset = t->request.offset;
-    uint64_t left = offset < answer->stride ? answer->stride - offset : 0;
+    uint64_t left = offset < answer->geometry.stride ? answer->geometry.stride - offset : 0;
     if (left < t->bytes_min) {
         snprintf(why, why_size, "the remote slot has %llu bytes from offset %llu on, expected %llu",
                  (unsigned long long)left, (unsigned long long)offset,
@@ -886,7 +886,7 @@ look_into_directory(struct lli_link *link, const struct lli_request *request,
                     struct lli_answer *ret_answer, char *why, size_t why_size)
 {
     struct lli_source_cache source;
-    llm_status status = lli_source_find(link, request, &source, why, why_size);
+    llm_status status = lli_source_find_shape(link, request, &source, why, why_size);
     if (status != LLM_SUCCESS)
         return status;
     if (!lli_view_is_alive(link->view)) {
@@ -896,12 +896,8 @@ look_into_directory(struct lli_link *link, const struct lli_request *request,
     *ret_answer = (struct lli_answer){
         .cache_id = source.remote.cache_id,
         .slot = source.slot,
-        .placement = source.remote.geometry.placement,
-        .num_tensors = source.remote.geometry.num_tensors,
+        .geometry = source.remote.geometry,
         .registered = (source.remote.flags & LLI_ENTRY_REGISTERED) != 0,
-        .num_slots = source.remote.geometry.num_slots,
-        .stride = source.remote.geometry.stride,
-        .tensor_bytes = source.remote.geometry.tensor_bytes,
         .generation = source.remote.generation,
     };
     return LLM_SUCCESS;
@@ -926,6 +922,10 @@ lli_transfer_query(struct lli_node *node, uint64_t cluster_id, const struct lli_
         status = LLM_CACHE_STALE;
         snprintf(why, sizeof(why), "generation %llu is not that of the cache",
                  (unsigned long long)request->generation);
+    }
+    if (status == LLM_SUCCESS && !lli_geometry_shape_is_sound(&ret_answer->geometry)) {
+        status = LLM_FAILED;
+        snprintf(why, sizeof(why), "it describes the shape of its cache in contradictions");
     }
     if (status != LLM_SUCCESS)
         return lli_fail(status, "transfer", "query of cluster %llu: %s",

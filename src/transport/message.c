@@ -201,6 +201,32 @@ lli_outcome_read(struct lli_reader *r, struct lli_outcome *ret_outcome)
     return !r->failed;
 }
 
+// Behind all the rest: the data type and 1, and the dimensions.
+static void
+shape_write(struct lli_writer *w, const struct lli_geometry *geometry)
+{
+    lli_write_u32(w, (uint32_t)geometry->data_type + 1);
+    lli_write_u32(w, geometry->num_dims);
+    for (uint32_t i = 0; i < geometry->num_dims; i++)
+        lli_write_u64(w, (uint64_t)geometry->dims[i]);
+}
+
+// Peers of before it was sent don't have it.
+static void
+shape_read(struct lli_reader *r, struct lli_geometry *geometry)
+{
+    bool is_there = lli_read_left(r) > 0;
+    uint32_t type = is_there ? lli_read_u32(r) : 0;
+    geometry->data_type = type == 0 ? LLM_DT_UNDEFINED : (int32_t)(type - 1);
+    geometry->num_dims = is_there ? lli_read_u32(r) : 0;
+    if (geometry->num_dims > LLI_NUM_DIMS_MAX) {
+        geometry->num_dims = 0;
+        r->failed = true;
+    }
+    for (uint32_t i = 0; i < geometry->num_dims; i++)
+        geometry->dims[i] = (int64_t)lli_read_u64(r);
+}
+
 enum { ANSWER_REGISTERED = 1, ANSWER_SLOT_HAS_REQUEST = 2 };
 
 void
@@ -208,16 +234,17 @@ lli_answer_write(struct lli_writer *w, const struct lli_answer *answer)
 {
     lli_write_u64(w, (uint64_t)answer->cache_id);
     lli_write_u64(w, answer->slot);
-    lli_write_u32(w, answer->placement);
-    lli_write_u32(w, answer->num_tensors);
+    lli_write_u32(w, answer->geometry.placement);
+    lli_write_u32(w, answer->geometry.num_tensors);
     lli_write_u32(w, (answer->registered ? ANSWER_REGISTERED : 0u) |
                          (answer->slot_has_request ? ANSWER_SLOT_HAS_REQUEST : 0u));
-    lli_write_u64(w, answer->num_slots);
-    lli_write_u64(w, answer->stride);
-    lli_write_u64(w, answer->tensor_bytes);
+    lli_write_u64(w, answer->geometry.num_slots);
+    lli_write_u64(w, answer->geometry.stride);
+    lli_write_u64(w, answer->geometry.tensor_bytes);
     lli_write_u64(w, answer->generation);
     lli_write_u64(w, answer->bytes_arrived);
     lli_write_u64(w, answer->key_stamp);
+    shape_write(w, &answer->geometry);
 }
 
 bool
@@ -225,16 +252,17 @@ lli_answer_read(struct lli_reader *r, struct lli_answer *ret_answer)
 {
     ret_answer->cache_id = (int64_t)lli_read_u64(r);
     ret_answer->slot = lli_read_u64(r);
-    ret_answer->placement = lli_read_u32(r);
-    ret_answer->num_tensors = lli_read_u32(r);
+    ret_answer->geometry.placement = lli_read_u32(r);
+    ret_answer->geometry.num_tensors = lli_read_u32(r);
     uint32_t flags = lli_read_u32(r);
     ret_answer->registered = (flags & ANSWER_REGISTERED) != 0;
     ret_answer->slot_has_request = (flags & ANSWER_SLOT_HAS_REQUEST) != 0;
-    ret_answer->num_slots = lli_read_u64(r);
-    ret_answer->stride = lli_read_u64(r);
-    ret_answer->tensor_bytes = lli_read_u64(r);
+    ret_answer->geometry.num_slots = lli_read_u64(r);
+    ret_answer->geometry.stride = lli_read_u64(r);
+    ret_answer->geometry.tensor_bytes = lli_read_u64(r);
     ret_answer->generation = lli_read_u64(r);
     ret_answer->bytes_arrived = lli_read_u64(r);
     ret_answer->key_stamp = lli_read_u64(r);
+    shape_read(r, &ret_answer->geometry);
     return !r->failed;
 }

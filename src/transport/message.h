@@ -20,6 +20,7 @@
 
 #include "base/base.h"
 #include "base/wire.h"
+#include "cache/geometry.h"
 
 #define LLI_MESSAGE_MAGIC 0x3144444cu // "LDD1"
 #define LLI_MESSAGE_VERSION 1u
@@ -149,13 +150,9 @@ struct lli_outcome {
 struct lli_answer {
     int64_t cache_id;
     uint64_t slot;
-    uint32_t placement;
-    uint32_t num_tensors;
+    struct lli_geometry geometry;
     bool registered;
     bool slot_has_request; // key
-    uint64_t num_slots;
-    uint64_t stride;
-    uint64_t tensor_bytes;
     uint64_t generation;
     uint64_t bytes_arrived; // of the push that the question named
     uint64_t key_stamp;     // of the key that the question named

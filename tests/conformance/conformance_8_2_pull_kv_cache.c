@@ -205,12 +205,18 @@ conformance_8_2_rule_02_default_size_is_the_local_stride_so_a_prefix_arrives(voi
 }
 
 static void
-conformance_8_2_rule_03_only_sizes_in_bytes_are_compared(void **state)
+conformance_8_2_rule_03_only_sizes_in_bytes_are_compared_if_another_type_is_allowed(void **state)
 {
     struct bed *bed = *state;
+    llm_kv_cache_ext_param param = LLM_KV_CACHE_EXT_PARAM_INIT;
+    llm_cache_index from = index_of(&bed->prompt, &bed->on_prompt, 3);
     struct kv doubles;
     open_kv(&doubles, &bed->decoder, TENSORS, LLM_DT_DOUBLE, 9, STRIDE / 8);
-    assert_ok(pull(bed, &bed->on_prompt, 3, &doubles, 8, -1));
+    assert_status_says(pull(bed, &bed->on_prompt, 3, &doubles, 8, -1), LLM_PARAM_INVALID,
+                       "data types differ");
+    assert_kv(&doubles);
+    param.allow_other_type = 1;
+    assert_ok(llm_pull_kv_cache(bed->decoder.dd, &from, &doubles.cache, 8, -1, &param));
     for (uint32_t t = 0; t < TENSORS; t++)
         expect_slot(&doubles, t, 8, &bed->on_prompt, t, 3, STRIDE);
     assert_kv(&doubles);
@@ -293,7 +299,7 @@ static const struct CMUnitTest tests[] = {
     BED_TEST(conformance_8_2_check_15_unequal_numbers_of_tensors_are_param_invalid),
     BED_TEST(conformance_8_2_rule_01_copies_the_slot_of_every_tensor_on_every_device),
     BED_TEST(conformance_8_2_rule_02_default_size_is_the_local_stride_so_a_prefix_arrives),
-    BED_TEST(conformance_8_2_rule_03_only_sizes_in_bytes_are_compared),
+    BED_TEST(conformance_8_2_rule_03_only_sizes_in_bytes_are_compared_if_another_type_is_allowed),
     BED_TEST(conformance_8_2_rule_04_a_smaller_size_leaves_the_rest_of_the_slot),
     BED_TEST(conformance_8_2_rule_05_addresses_and_description_of_the_struct_are_ignored),
     BED_TEST(conformance_8_2_rule_06_a_large_slot_arrives_whole),

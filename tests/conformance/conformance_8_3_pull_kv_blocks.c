@@ -207,7 +207,7 @@ conformance_8_3_rule_03_equal_strides_alone_are_required(void **state)
     struct bed *bed = *state;
     llm_cache_index from = index_of(&bed->prompt, &bed->on_prompt, 0);
     struct kv longer;
-    open_kv(&longer, &bed->decoder, TENSORS, LLM_DT_FLOAT, 11, STRIDE / 4);
+    open_kv(&longer, &bed->decoder, TENSORS, LLM_DT_UINT8, 11, STRIDE);
     assert_ok(llm_pull_kv_blocks(bed->decoder.dd, &from, &longer.cache, (uint64_t[]){3, 1}, 2,
                                  (uint64_t[]){10, 4}, 2, NULL));
     for (uint32_t t = 0; t < TENSORS; t++) {

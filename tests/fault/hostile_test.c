@@ -702,7 +702,7 @@ test_answers_to_questions_never_asked(void **state)
     struct lli_writer w;
     struct raw_link link;
     struct lli_outcome outcome = {.status = LLM_SUCCESS, .text = ""};
-    struct lli_answer answer = {.num_tensors = UINT32_MAX, .stride = UINT64_MAX};
+    struct lli_answer answer = {.geometry = {.num_tensors = UINT32_MAX, .stride = UINT64_MAX}};
     raw_link_open(&link, ports[0], RAW_STRANGER);
     lli_writer_init(&w, body, sizeof(body));
     lli_outcome_write(&w, &outcome);

@@ -156,6 +156,9 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         MUST(cache.generation != 0 && (cache.generation & LLI_GENERATION_RETIRED) == 0);
         MUST(lli_segment_still_live(segment, &cache) && lli_segment_still_same(segment, &cache));
         check_addresses(&view, &cache, first_tensor, num_tensors);
+        MUST(lli_segment_read_dims(segment, DEVICES, &cache));
+        MUST(cache.geometry.num_dims <= LLI_NUM_DIMS_MAX);
+        (void)lli_geometry_shape_is_sound(&cache.geometry);
         atomic_fetch_or(&entry->generation, LLI_GENERATION_RETIRED);
         MUST(!lli_segment_still_live(segment, &cache) && lli_segment_still_same(segment, &cache));
         entry->generation = 0;

@@ -66,6 +66,8 @@ try_message(char kind, const uint8_t *data, size_t size)
         MUST(is_closed(outcome.text, sizeof(outcome.text)));
         SAME_AGAIN(outcome, outcome);
     } else if (kind == 'A' && lli_answer_read(&r, &answer)) {
+        MUST(answer.geometry.num_dims <= LLI_NUM_DIMS_MAX);
+        (void)lli_geometry_shape_is_sound(&answer.geometry);
         SAME_AGAIN(answer, answer);
     }
     MUST(r.position <= r.size);

@@ -345,8 +345,13 @@ class _Manager:
         size = block_bytes or slot
         raise_if_false(slot % size == 0 and count <= slot // size,
                        "{} blocks of {} bytes don't fit a batch slot of {} bytes", count, size, slot)
-        native = self._engine.register(desc.num_tensors, (num_slots * (slot // size), size),
-                                       DataType.DT_INT8.value, int(desc.placement),
+        # Of the cache's type, unless a block ends within an element.
+        data_type, bits = desc.data_type.value, _core.data_type_bits(desc.data_type.value)
+        row = size * 8 // bits
+        if size * 8 % bits != 0:
+            data_type, row = DataType.DT_INT8.value, size
+        native = self._engine.register(desc.num_tensors, (num_slots * (slot // size), row),
+                                       data_type, int(desc.placement),
                                        src_cache._struct(self._engine).addrs)
 
         def spread(batch_index: int) -> _core.NativeBlocks:
