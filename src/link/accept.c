@@ -643,6 +643,8 @@ take_offer(struct stranger *stranger, struct lli_exchange_offer *offer)
             lli_view_map(offer->fds, offer->num_fds, offer->incarnation, node->options->num_devices,
                          offer->pid, why, sizeof(why));
     bool ok = pending != NULL && pending->link->view != NULL;
+    if (ok)
+        lli_exchange_watch(stranger->source.fd, pending->link->view);
     if (ok && pending->link->view->can_read)
         why[0] = '\0';
     lli_exchange_answer(node, stranger->source.fd, ok ? LLM_SUCCESS : LLM_FAILED, why);

@@ -102,6 +102,19 @@ is_same_user(int fd, pid_t *ret_pid)
     return true;
 }
 
+#ifndef SO_PEERPIDFD
+#define SO_PEERPIDFD 77
+#endif
+
+void
+lli_exchange_watch(int fd, struct lli_view *view)
+{
+    int pidfd = -1;
+    socklen_t bytes = sizeof(pidfd);
+    if (view->pidfd < 0 && getsockopt(fd, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &bytes) == 0)
+        lli_view_watch(view, pidfd);
+}
+
 static bool
 wait_readable(int fd, uint64_t deadline_ns)
 {
@@ -161,6 +174,8 @@ lli_exchange_connect(struct lli_node *node, const struct lli_identity *peer, uin
         snprintf(why, why_size, "it didn't answer in time");
     else
         view = receive_answer(fd, node, peer, pid, ret_peer_can_read, why, why_size);
+    if (view != NULL)
+        lli_exchange_watch(fd, view);
     close(fd);
     return view;
 }

@@ -481,11 +481,20 @@ give_up(struct lli_link *link)
     lli_link_break(link, LLM_WAIT_PROC_TIMEOUT, why);
 }
 
+// Its connections may be open still, held by a process that it forked.
+static void
+mourn(struct lli_link *link)
+{
+    lli_link_break(link, LLM_FAILED, "the peer's process has ended");
+}
+
 // What is to be done about a link whose silence has begun, has ended, or has lasted for too long.
 static void (*judge(const struct lli_link *link))(struct lli_link *link)
 {
     uint64_t ticks = link->node->tick - link->heard_tick;
     bool silent = ticks > link->liveness_ticks;
+    if (link->view != NULL && !lli_view_is_alive(link->view))
+        return mourn;
     if (ticks > link->dead_ticks)
         return give_up;
     if (silent != link->suspect)

@@ -82,6 +82,15 @@ prepare_reading(struct lli_view *view, pid_t pid, char *why, size_t why_size)
     }
 }
 
+void
+lli_view_watch(struct lli_view *view, int pidfd)
+{
+    if (view->pidfd < 0 && !view->same_process)
+        view->pidfd = pidfd;
+    else if (pidfd >= 0)
+        close(pidfd);
+}
+
 bool
 lli_view_is_alive(const struct lli_view *view)
 {

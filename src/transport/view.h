@@ -40,6 +40,8 @@ struct lli_view *lli_view_map(const int *fds, size_t num_fds, uint64_t incarnati
                               size_t num_devices, pid_t pid, char *why, size_t why_size);
 void lli_view_unmap(struct lli_view *view);
 
+// Watches the process with this pidfd, which is the view's from now on, unless it knows it already.
+void lli_view_watch(struct lli_view *view, int pidfd);
 // Does the peer's process live?  True if that can't be known.
 bool lli_view_is_alive(const struct lli_view *view);
 
