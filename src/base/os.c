@@ -158,8 +158,8 @@ keep_out_of_dumps(void *base, uint64_t bytes)
 }
 
 // A second descriptor for the same file that can't be mapped writable.
-static int
-reopen_read_only(int fd)
+int
+lli_memory_file_open_again(int fd)
 {
     char path[64];
     snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
@@ -180,7 +180,7 @@ lli_memory_file_create(const char *name, uint64_t bytes, void **ret_base)
         goto close_fd;
     keep_out_of_dumps(base, bytes);
     // What peers get can only be read.  (F_SEAL_FUTURE_WRITE would also forbid returning pages.)
-    int read_only_fd = reopen_read_only(fd);
+    int read_only_fd = lli_memory_file_open_again(fd);
     if (read_only_fd < 0)
         goto unmap;
     close(fd);

@@ -57,6 +57,15 @@ int lli_memory_file_create(const char *name, uint64_t bytes, void **ret_base);
 // NULL and errno on failure.
 const void *lli_memory_file_map(int fd, uint64_t bytes);
 
+// Such a file as it is mapped here.
+struct lli_memory_file {
+    const uint8_t *base;
+    uint64_t bytes;
+    int fd; // a description of our own, which nobody else can hold up; -1: none could be opened
+};
+
+int lli_memory_file_open_again(int fd);
+
 // Sockets: all close-on-exec and non-blocking.  -1 and errno on failure.
 int lli_tcp_listen(struct in_addr address, uint16_t port, uint16_t *ret_port);
 // *ret_bound: whether `local` could be had; what fails then fails on the way.

@@ -199,8 +199,12 @@ fill_identity(struct llm_datadist *dd)
 static void
 close_pools(struct llm_datadist *dd, size_t num_pools)
 {
-    for (size_t i = 0; i < num_pools; i++)
+    for (size_t i = 0; i < num_pools; i++) {
+        if (dd->memory[i].fd >= 0)
+            close(dd->memory[i].fd);
         lli_pool_close(&dd->pools[i]);
+    }
+    lli_free(dd->memory);
     lli_free(dd->pools);
     dd->pools = NULL;
 }
@@ -233,14 +237,23 @@ open_pools(struct llm_datadist *dd)
     uint64_t bytes;
     LLI_TRY(choose_pool_bytes(options, &bytes));
     dd->pools = lli_calloc(options->num_devices, sizeof(*dd->pools));
-    if (dd->pools == NULL)
+    dd->memory = lli_calloc(options->num_devices, sizeof(*dd->memory));
+    if (dd->pools == NULL || dd->memory == NULL) {
+        close_pools(dd, 0);
         return lli_fail(LLM_FAILED, "engine", "no memory for %zu pools", options->num_devices);
+    }
     for (size_t i = 0; i < options->num_devices; i++) {
         llm_status status = lli_pool_open(&dd->pools[i], bytes, options->tiers, options->num_tiers);
         if (status != LLM_SUCCESS) {
             close_pools(dd, i);
             return status;
         }
+        const struct lli_pool *pool = &dd->pools[i];
+        dd->memory[i] = (struct lli_memory_file){
+            .base = pool->base,
+            .bytes = pool->bytes,
+            .fd = lli_memory_file_open_again(pool->fd),
+        };
     }
     return LLM_SUCCESS;
 }
@@ -258,6 +271,7 @@ open_node(struct llm_datadist *dd, uint32_t tick_ms)
     node->registry = &dd->registry;
     node->segment = &dd->segment;
     node->pools = dd->pools;
+    node->holes = (struct lli_holes){.files = dd->memory, .num_files = dd->options.num_devices};
     node->crew = &dd->crew;
     node->on_message = on_message;
     node->on_broken = on_broken;

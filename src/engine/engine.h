@@ -24,7 +24,8 @@ struct llm_datadist {
 
     // Open while initialized.
     struct lli_options options;
-    struct lli_pool *pools; // one per device
+    struct lli_pool *pools;         // one per device
+    struct lli_memory_file *memory; // likewise: the pools, to look for holes
     struct lli_segment segment;
     struct lli_registry registry;
     struct lli_loop loop;

@@ -76,6 +76,7 @@ struct lli_node {
     struct lli_registry *registry;
     struct lli_segment *segment;
     const struct lli_pool *pools; // options->num_devices
+    struct lli_holes holes;       // in them
     struct lli_crew *crew;        // helps with large copies
     struct lli_identity identity; // role changes with llm_set_role
 

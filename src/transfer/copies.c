@@ -40,6 +40,7 @@ lli_copies_add(struct lli_node *node, struct lli_copy_job *job, const struct lli
     job->copy.position = position;
     job->copy.owner = job->source.owner;
     job->copy.checked = job->source.link->checksum;
+    job->copy.holes = lli_view_holes(job->source.link->view);
     job->has_turns = false;
     if (node->num_copies < TURNS_MAX)
         give_turns(node, job);

@@ -15,6 +15,7 @@ copy_entered(const struct lli_transfer_args *args, struct lli_source_cache *sour
     copy->src_tensors = source->tensors;
     copy->owner = source->owner;
     copy->checked = source->link->checksum;
+    copy->holes = lli_view_holes(source->link->view);
     llm_status status = LLM_TRANSFER_PENDING;
     while (status == LLM_TRANSFER_PENDING) {
         if (lli_crew_copy(source->link->node->crew, copy,

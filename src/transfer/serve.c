@@ -115,6 +115,7 @@ join_stream(struct serve *serve)
         .plan = &serve->plan,
         .tensors = serve->tensors,
         .is_source = !serve->request.push,
+        .holes = link->node->holes,
         .start_position = serve->request.start_position,
         .flags = serve->tell_when_done ? LLI_FLAG_TELL_WHEN_DONE : 0,
         .done = stream_done,

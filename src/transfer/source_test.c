@@ -30,7 +30,7 @@ request_of(int64_t id, uint64_t slot)
 static llm_status
 open_at(int pidfd, struct lli_request request)
 {
-    struct lli_view_pool pools[] = {{pool, sizeof(pool)}};
+    struct lli_memory_file pools[] = {{pool, sizeof(pool), -1}};
     struct lli_view view = {
         .segment = segment, .num_devices = 1, .pools = pools, .pidfd = pidfd, .can_read = true};
     struct lli_link link = {.view = &view};

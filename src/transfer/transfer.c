@@ -272,6 +272,7 @@ join_stream(struct transfer *t)
         .plan = &t->plan,
         .tensors = t->tensors,
         .is_source = t->push,
+        .holes = t->link->node->holes,
         .start_position = t->request.start_position,
         .done = stream_done,
     };

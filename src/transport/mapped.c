@@ -54,6 +54,43 @@ copy_piece(const struct lli_mapped_copy *copy, struct lli_place place, uint64_t 
         lli_copy_cached(dst, src, bytes);
 }
 
+// Where a look has found memory, so much is read before the next one.
+static const uint64_t look_bytes = (uint64_t)1 << 20;
+
+// Writes the zeros of a hole at the current position, of at most `bytes`; how many it were, or 0.
+static uint64_t
+fill_hole(struct lli_mapped_copy *copy, struct lli_place place, uint64_t bytes)
+{
+    const struct lli_run *run = &copy->plan->runs[place.run];
+    if (copy->holes.num_files == 0 || copy->position < copy->looked_until ||
+        copy->plan->total_bytes < LLI_LOOKED_AT_BYTES_MIN)
+        return 0;
+    uintptr_t src = copy->src_tensors[place.tensor] + run->src_offset + place.offset;
+    uint64_t hole_bytes = lli_hole_bytes(&copy->holes, src, bytes);
+    if (hole_bytes == 0)
+        copy->looked_until = copy->position + look_bytes;
+    else
+        memset((void *)(copy->dst_tensors[place.tensor] + run->dst_offset + place.offset), 0,
+               hole_bytes);
+    return hole_bytes;
+}
+
+// How many of so many bytes are read before the next look.
+static uint64_t
+bytes_to_read(const struct lli_mapped_copy *copy, uint64_t bytes)
+{
+    return copy->looked_until > copy->position ? lli_min(bytes, copy->looked_until - copy->position)
+                                               : bytes;
+}
+
+// Behind `bytes` of the run.
+static struct lli_place
+go_on(const struct lli_plan *plan, struct lli_place place, uint64_t bytes)
+{
+    place.offset += bytes;
+    return place.offset == plan->runs[place.run].bytes ? next_place(plan, place) : place;
+}
+
 // They lie on the stack of a caller whose thread may have little of it.
 enum { PIECES_PER_READ = 128 };
 
@@ -189,14 +226,14 @@ copy_checked_until(struct lli_mapped_copy *copy, uint64_t end)
     while (copy->position < end) {
         uint64_t run_bytes = plan->runs[place.run].bytes;
         uint64_t bytes = lli_min(run_bytes - place.offset, end - copy->position);
-        bytes = lli_min(bytes, bytes_max);
-        copy->error = copy_checked(copy, place, bytes);
+        uint64_t hole_bytes = fill_hole(copy, place, bytes);
+        bytes = hole_bytes > 0 ? hole_bytes : lli_min(bytes_to_read(copy, bytes), bytes_max);
+        if (hole_bytes == 0)
+            copy->error = copy_checked(copy, place, bytes);
         if (copy->error != 0)
             break;
         copy->position += bytes;
-        place.offset += bytes;
-        if (place.offset == run_bytes)
-            place = next_place(plan, place);
+        place = go_on(plan, place, bytes);
     }
     return copy->error != 0 || copy->position == plan->total_bytes;
 }
@@ -215,8 +252,11 @@ lli_mapped_copy_some(struct lli_mapped_copy *copy, uint64_t bytes_max)
     struct lli_place place = lli_plan_locate(plan, copy->position);
     while (copy->position < end) {
         uint64_t bytes = lli_min(plan->runs[place.run].bytes - place.offset, end - copy->position);
-        struct lli_place next = next_place(plan, place);
-        copy_piece(copy, place, bytes, next);
+        uint64_t hole_bytes = fill_hole(copy, place, bytes);
+        bytes = hole_bytes > 0 ? hole_bytes : bytes_to_read(copy, bytes);
+        struct lli_place next = go_on(plan, place, bytes);
+        if (hole_bytes == 0)
+            copy_piece(copy, place, bytes, next);
         copy->position += bytes;
         place = next;
     }

@@ -7,6 +7,7 @@
 #include <sys/types.h>
 
 #include "base/base.h"
+#include "transport/holes.h"
 #include "transport/plan.h"
 
 // A process whose memory is read.
@@ -21,7 +22,9 @@ struct lli_mapped_copy {
     const struct lli_plan *plan;
     const uintptr_t *src_tensors; // addresses; plan->num_tensors
     const uintptr_t *dst_tensors; // likewise
+    struct lli_holes holes;       // in the source
     uint64_t position;
+    uint64_t looked_until;    // what is before that position is read without another look
     bool streaming;           // past the caches
     bool checked;             // every piece is compared with its source by CRC32C
     struct lli_process owner; // of the source addresses

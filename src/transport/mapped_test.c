@@ -5,6 +5,7 @@
 #include <limits.h>
 #include <pthread.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "device/copy.h"
@@ -365,6 +366,93 @@ test_a_source_that_changes_during_the_copy_is_found(void **state)
     close(fd);
 }
 
+// ---- memory that nobody has written ----
+
+enum { FILE_BYTES = 16 << 20, PAGE = 4096, PIECE = 37 * 1024 };
+
+static uint64_t
+pages_of(int fd)
+{
+    struct stat info;
+    assert_int_equal(fstat(fd, &info), 0);
+    return (uint64_t)info.st_blocks * 512 / PAGE;
+}
+
+// The file from its `first` byte on, in runs of `run_bytes`, into memory that holds something else.
+static void
+copy_file(const struct lli_memory_file *file, uint64_t first, uint64_t run_bytes, bool checked,
+          const uint8_t *expected)
+{
+    uint8_t *dst = unit_alloc(FILE_BYTES);
+    uintptr_t src_tensor = (uintptr_t)file->base;
+    uintptr_t dst_tensor = (uintptr_t)dst;
+    uint64_t num_runs = (FILE_BYTES - first) / run_bytes;
+    uint64_t *blocks = unit_alloc(num_runs * sizeof(*blocks));
+    struct lli_plan plan;
+    struct lli_mapped_copy copy;
+    memset(dst, 0xee, FILE_BYTES);
+    // Of two neighbours the second first, or they would be one run.
+    for (uint64_t i = 0; i < num_runs; i++)
+        blocks[i] = (i ^ 1) < num_runs ? i ^ 1 : i;
+    src_tensor += first;
+    assert_true(lli_plan_blocks(&plan, 1, blocks, blocks, num_runs, run_bytes) == LLM_SUCCESS);
+    lli_mapped_copy_init(&copy, &plan, &src_tensor, &dst_tensor);
+    copy.holes = (struct lli_holes){.files = file, .num_files = 1};
+    copy.checked = checked;
+    while (!lli_mapped_copy_some(&copy, 3 << 20)) {
+    }
+    assert_int_equal(copy.error, 0);
+    assert_memory_equal(dst, expected + first, num_runs * run_bytes);
+    lli_plan_fini(&plan);
+    free(blocks);
+    free(dst);
+}
+
+static void
+check_holes(const uint64_t *written, size_t num_written, uint64_t run_bytes, bool checked,
+            uint64_t pages_max)
+{
+    uint8_t *expected = unit_alloc(FILE_BYTES);
+    struct lli_memory_file file = {.bytes = FILE_BYTES};
+    void *base;
+    int fd = lli_memory_file_create("holes", FILE_BYTES, &base);
+    assert_true(fd >= 0);
+    file.base = lli_memory_file_map(fd, FILE_BYTES);
+    file.fd = lli_memory_file_open_again(fd);
+    assert_non_null(file.base);
+    assert_true(file.fd >= 0);
+    for (size_t i = 0; i < num_written; i++) {
+        unit_fill((uint8_t *)base + written[i], PAGE, i);
+        unit_fill(expected + written[i], PAGE, i);
+    }
+    // The second time changes nothing.
+    for (int round = 0; round < 2; round++)
+        copy_file(&file, num_written > 0 ? 0 : 700, run_bytes, checked, expected);
+    assert_in_range(pages_of(fd), num_written, pages_max);
+    close(file.fd);
+    munmap((void *)(uintptr_t)file.base, FILE_BYTES);
+    munmap(base, FILE_BYTES);
+    close(fd);
+    free(expected);
+}
+
+static void
+test_holes_of_the_source_arrive_as_zeros_and_stay_holes(void **state)
+{
+    static const uint64_t run_sizes[] = {FILE_BYTES - PAGE, 1 << 20, PIECE, 3 * PAGE, 1000};
+    static const uint64_t written[] = {0, 3 << 20, (5 << 20) + 2 * PAGE, FILE_BYTES - 2 * PAGE};
+    (void)state;
+    for (size_t i = 0; i < 2 * LLI_COUNT(run_sizes); i++) {
+        bool checked = i % 2 == 1;
+        check_holes(NULL, 0, run_sizes[i / 2], checked, 0);
+        // Up to a MiB behind what was written is read with it; blocks that share pages with others, and
+        // come in another order than they lie, may all be.
+        bool shares_pages = run_sizes[i / 2] % PAGE != 0;
+        check_holes(written, LLI_COUNT(written), run_sizes[i / 2], checked,
+                    shares_pages ? FILE_BYTES / PAGE : 5 * (1 << 20) / PAGE);
+    }
+}
+
 static void
 test_nothing_is_copied_at_once(void **state)
 {
@@ -392,6 +480,7 @@ main(void)
         cmocka_unit_test(test_large_copies_stream_and_stop_at_the_deadline),
         cmocka_unit_test(test_checked_copies_copy_the_same),
         cmocka_unit_test(test_a_source_that_changes_during_the_copy_is_found),
+        cmocka_unit_test(test_holes_of_the_source_arrive_as_zeros_and_stay_holes),
         cmocka_unit_test(test_nothing_is_copied_at_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

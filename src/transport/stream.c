@@ -149,8 +149,27 @@ tell_finished(struct lli_stream_conn *conn)
         call_done(conn->stream);
 }
 
+static bool
+may_have_holes(const struct lli_stream_job *job)
+{
+    return job->is_source && job->holes.num_files > 0 &&
+           job->plan->total_bytes >= LLI_LOOKED_AT_BYTES_MIN;
+}
+
+// A piece of memory, or zeros in the place of a hole there; *looks becomes false where there is none.
+static struct iovec
+piece_at(const struct lli_stream_job *job, uintptr_t address, uint64_t bytes, bool *looks)
+{
+    uint64_t hole_bytes = *looks ? lli_hole_bytes(&job->holes, address, bytes) : 0;
+    *looks = hole_bytes > 0;
+    return (struct iovec){
+        .iov_base = *looks ? (void *)(uintptr_t)lli_zeros() : (void *)address,
+        .iov_len = *looks ? lli_min(hole_bytes, LLI_ZERO_BYTES) : bytes,
+    };
+}
+
 // The pieces of the job's memory that hold the stream's bytes from `position` on, at most `bytes`;
-// returns how many bytes they hold.
+// returns how many bytes they hold.  Holes are looked for up to the first memory.
 static uint64_t
 gather(const struct lli_stream_job *job, uint64_t position, uint64_t bytes, struct iovec *pieces,
        size_t num_pieces_max, size_t *ret_num_pieces)
@@ -159,15 +178,18 @@ gather(const struct lli_stream_job *job, uint64_t position, uint64_t bytes, stru
     struct lli_place place = lli_plan_locate(plan, position);
     uint64_t bytes_left = bytes;
     size_t num_pieces = 0;
+    bool looks = may_have_holes(job);
     while (bytes_left > 0 && num_pieces < num_pieces_max) {
         const struct lli_run *run = &plan->runs[place.run];
         uint64_t offset = (job->is_source ? run->src_offset : run->dst_offset) + place.offset;
         uint64_t piece_bytes = lli_min(run->bytes - place.offset, bytes_left);
-        pieces[num_pieces++] = (struct iovec){
-            .iov_base = (void *)(job->tensors[place.tensor] + offset),
-            .iov_len = piece_bytes,
-        };
-        bytes_left -= piece_bytes;
+        struct iovec piece =
+            piece_at(job, job->tensors[place.tensor] + offset, piece_bytes, &looks);
+        pieces[num_pieces++] = piece;
+        bytes_left -= piece.iov_len;
+        place.offset += piece.iov_len;
+        if (place.offset < run->bytes)
+            continue;
         place.offset = 0;
         if (++place.run == plan->num_runs) {
             place.run = 0;

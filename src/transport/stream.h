@@ -20,6 +20,7 @@
 #include "base/loop.h"
 #include "transport/arrival.h"
 #include "transport/cells.h"
+#include "transport/holes.h"
 #include "transport/lanes.h"
 #include "transport/message.h"
 #include "transport/plan.h"
@@ -35,6 +36,7 @@ struct lli_stream_job {
     const struct lli_plan *plan;
     const uintptr_t *tensors; // addresses on this side; plan->num_tensors
     bool is_source;           // use the plan's src_offset, else dst_offset
+    struct lli_holes holes;   // in a source
     uint64_t start_position;  // where the stream begins: what is before has arrived already
     // All bytes are sent or have arrived, or, after a cancel, the last frame has left, or something
     // has arrived that is not what was sent.  Not called when the stream fails.

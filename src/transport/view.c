@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -18,15 +19,63 @@ header_is_sound(const struct lli_segment_header *header, uint64_t incarnation, s
            header->incarnation == incarnation && header->num_devices == num_devices;
 }
 
-static bool
-map_pool(struct lli_view_pool *pool, int fd)
+// Of the pools of peers, in all views of this process.
+static _Atomic uint64_t bytes_mapped;
+
+// A power of two; mappings lie in its upper part.
+static uint64_t
+address_space_bytes(const void *mapping)
 {
+    return UINT64_C(2) << (63 - __builtin_clzll((uintptr_t)mapping | 1));
+}
+
+static bool
+reserve(uint64_t bytes, const void *mapping, char *why, size_t why_size)
+{
+    uint64_t most = address_space_bytes(mapping) / LLI_OWN_ADDRESS_SHARE;
+    uint64_t mapped = atomic_fetch_add(&bytes_mapped, bytes);
+    if (mapped <= most && bytes <= most - mapped)
+        return true;
+    atomic_fetch_sub(&bytes_mapped, bytes);
+    snprintf(
+        why, why_size,
+        "its pool of %llu bytes doesn't fit: %llu bytes of peers' pools are mapped, at most %llu",
+        (unsigned long long)bytes, (unsigned long long)mapped, (unsigned long long)most);
+    return false;
+}
+
+static bool
+map_pool(struct lli_view *view, int fd, char *why, size_t why_size)
+{
+    struct lli_memory_file *pool = &view->pools[view->num_devices];
     struct stat info;
-    if (fstat(fd, &info) != 0 || info.st_size <= 0)
+    if (fstat(fd, &info) != 0 || info.st_size <= 0) {
+        snprintf(why, why_size, "can't look at the peer's pool %zu: %s", view->num_devices,
+                 strerror(errno));
         return false;
+    }
     pool->bytes = (uint64_t)info.st_size;
+    if (!reserve(pool->bytes, view->segment, why, why_size))
+        return false;
     pool->base = lli_memory_file_map(fd, pool->bytes);
-    return pool->base != NULL;
+    if (pool->base == NULL) {
+        snprintf(why, why_size, "can't map the peer's pool %zu: %s", view->num_devices,
+                 strerror(errno));
+        atomic_fetch_sub(&bytes_mapped, pool->bytes);
+        return false;
+    }
+    pool->fd = lli_memory_file_open_again(fd);
+    view->num_devices++;
+    return true;
+}
+
+static void
+unmap_pool(struct lli_memory_file *pool)
+{
+    munmap((void *)(uintptr_t)pool->base, pool->bytes);
+    atomic_fetch_sub(&bytes_mapped, pool->bytes);
+    if (pool->fd >= 0)
+        close(pool->fd);
 }
 
 // Reads the incarnation out of the peer's own directory, at the address that it names: proof that
@@ -109,7 +158,7 @@ lli_view_map(const int *fds, size_t num_fds, uint64_t incarnation, size_t num_de
         return NULL;
     }
     struct lli_view *view = lli_calloc(1, sizeof(*view));
-    struct lli_view_pool *pools = lli_calloc(num_devices, sizeof(*pools));
+    struct lli_memory_file *pools = lli_calloc(num_devices, sizeof(*pools));
     if (view == NULL || pools == NULL) {
         snprintf(why, why_size, "out of memory");
         lli_free(pools);
@@ -129,11 +178,8 @@ lli_view_map(const int *fds, size_t num_fds, uint64_t incarnation, size_t num_de
         goto unmap;
     }
     for (size_t i = 0; i < num_devices; i++) {
-        if (!map_pool(&pools[i], fds[1 + i])) {
-            snprintf(why, why_size, "can't map the peer's pool %zu: %s", i, strerror(errno));
+        if (!map_pool(view, fds[1 + i], why, why_size))
             goto unmap;
-        }
-        view->num_devices = i + 1;
     }
     prepare_reading(view, pid, why, why_size);
     return view;
@@ -149,7 +195,7 @@ lli_view_unmap(struct lli_view *view)
     if (view == NULL)
         return;
     for (size_t i = 0; i < view->num_devices; i++)
-        munmap((void *)(uintptr_t)view->pools[i].base, view->pools[i].bytes);
+        unmap_pool(&view->pools[i]);
     if (view->segment != NULL)
         munmap((void *)(uintptr_t)view->segment, sizeof(*view->segment));
     if (view->pidfd >= 0)
@@ -170,7 +216,7 @@ lli_view_resolve(const struct lli_view *view, const struct lli_remote_cache *cac
         return false;
 
     for (size_t device = 0; device < view->num_devices; device++) {
-        const struct lli_view_pool *pool = &view->pools[device];
+        const struct lli_memory_file *pool = &view->pools[device];
         for (uint32_t i = 0; i < num_tensors; i++) {
             uint64_t index = cache->first_address + device * all_tensors + first_tensor + i;
             uint64_t offset =

@@ -8,21 +8,21 @@
 #include <sys/types.h>
 
 #include "base/base.h"
+#include "base/os.h"
 #include "cache/segment.h"
 #include "transport/mapped.h"
 
 enum { LLI_NUM_DEVICES_MAX = 64, LLI_NUM_VIEW_FDS_MAX = 1 + LLI_NUM_DEVICES_MAX };
 
-struct lli_view_pool {
-    const uint8_t *base;
-    uint64_t bytes;
-};
+// All pools of peers that this process maps, together, leave so much of its address space to itself:
+// one part in this many.
+enum { LLI_OWN_ADDRESS_SHARE = 2 };
 
 struct lli_view {
     const struct lli_segment_layout *segment;
     uint64_t incarnation; // of the peer
     size_t num_devices;
-    struct lli_view_pool *pools; // num_devices
+    struct lli_memory_file *pools; // num_devices
 
     // For memory that the peer's user registered, which isn't in the pools.
     bool same_process;
@@ -49,5 +49,12 @@ bool lli_view_is_alive(const struct lli_view *view);
 // for every device.  False if the directory points outside the pools.
 bool lli_view_resolve(const struct lli_view *view, const struct lli_remote_cache *cache,
                       uint32_t first_tensor, uint32_t num_tensors, uintptr_t *ret_tensors);
+
+// Holes in the peer's pools.
+static inline struct lli_holes
+lli_view_holes(const struct lli_view *view)
+{
+    return (struct lli_holes){.files = view->pools, .num_files = view->num_devices};
+}
 
 #endif

@@ -245,6 +245,35 @@ test_an_index_outside_the_addresses_is_refused(void **state)
     lli_view_unmap(view);
 }
 
+// Of two such pools, the second has no room beside the first.
+static void
+test_pools_of_peers_leave_room_for_the_program(void **state)
+{
+    const uint64_t bytes = UINT64_C(40) << 40;
+    struct lli_pool large;
+    (void)state;
+    // The sanitizers keep the address space to themselves.
+    if (lli_pool_open(&large, bytes, NULL, 0) != LLM_SUCCESS)
+        skip();
+    int files[] = {segment.fd, large.fd, pools[1].fd};
+    struct lli_view *first = map(files, 3, INCARNATION, NUM_DEVICES);
+    if (first == NULL) {
+        lli_pool_close(&large);
+        skip();
+    }
+    for (int round = 0; round < 3; round++) {
+        assert_null(map(files, 3, INCARNATION, NUM_DEVICES));
+        assert_non_null(strstr(why, "doesn't fit"));
+        lli_view_unmap(must_map());
+    }
+    lli_view_unmap(first);
+    // What has gone counts no longer.
+    first = map(files, 3, INCARNATION, NUM_DEVICES);
+    assert_non_null(first);
+    lli_view_unmap(first);
+    lli_pool_close(&large);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int
@@ -259,6 +288,7 @@ main(void)
         TEST(test_without_memory_nothing_stays_mapped),
         TEST(test_every_choice_of_tensors_is_found_on_every_device),
         TEST(test_an_offset_outside_the_pool_is_refused),
+        TEST(test_pools_of_peers_leave_room_for_the_program),
         TEST(test_an_index_outside_the_addresses_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

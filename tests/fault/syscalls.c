@@ -42,6 +42,7 @@ enum { ERRORS_MAX = 6 };
     X(getsockname, false, false, ENOBUFS)                                                          \
     X(getsockopt, false, false, ENOBUFS)                                                           \
     X(listen, false, false, EADDRINUSE)                                                            \
+    X(lseek, false, false, EINVAL)                                                                 \
     X(madvise, false, true, EINVAL)                                                                \
     X(memfd_create, false, false, EMFILE, ENOMEM)                                                  \
     X(mmap, false, false, ENOMEM)                                                                  \
@@ -234,6 +235,7 @@ WRAP(getsockname, (int fd, struct sockaddr *name, socklen_t *bytes), (fd, name, 
 WRAP(getsockopt, (int fd, int level, int option, void *value, socklen_t *bytes),
      (fd, level, option, value, bytes))
 WRAP(listen, (int fd, int backlog), (fd, backlog))
+WRAP_AS(off_t, lseek, -1, true, (int fd, off_t offset, int whence), (fd, offset, whence))
 WRAP(madvise, (void *base, size_t bytes, int advice), (base, bytes, advice))
 WRAP(memfd_create, (const char *name, unsigned int flags), (name, flags))
 WRAP_AS(void *, mmap, MAP_FAILED, true,

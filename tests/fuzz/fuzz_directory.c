@@ -48,7 +48,7 @@ check_addresses(const struct lli_view *view, const struct lli_remote_cache *cach
     if (!lli_view_resolve(view, cache, first_tensor, num_tensors, tensors))
         return;
     for (size_t device = 0; device < DEVICES; device++) {
-        const struct lli_view_pool *pool = &view->pools[device];
+        const struct lli_memory_file *pool = &view->pools[device];
         for (uint32_t i = 0; i < num_tensors; i++) {
             uintptr_t offset = tensors[device * num_tensors + i] - (uintptr_t)pool->base;
             MUST(offset <= pool->bytes && cache->geometry.tensor_bytes <= pool->bytes - offset);
@@ -74,7 +74,7 @@ check_source(struct lli_view *view, const struct lli_request *request)
                          tensors)) {
         uint64_t end = source.slot * geometry->stride + request->offset + request->bytes;
         for (size_t i = 0; i < (size_t)DEVICES * request->num_tensors; i++) {
-            const struct lli_view_pool *pool = &view->pools[i / request->num_tensors];
+            const struct lli_memory_file *pool = &view->pools[i / request->num_tensors];
             MUST(tensors[i] - (uintptr_t)pool->base + end <= pool->bytes);
         }
     }
@@ -122,7 +122,8 @@ int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static uint8_t pools[DEVICES][POOL_BYTES];
-    struct lli_view_pool view_pools[DEVICES] = {{pools[0], POOL_BYTES}, {pools[1], POOL_BYTES}};
+    struct lli_memory_file view_pools[DEVICES] = {{pools[0], POOL_BYTES, -1},
+                                                  {pools[1], POOL_BYTES, -1}};
     struct lli_segment_layout *segment = the_segment();
     struct lli_view view = {.segment = segment, .num_devices = DEVICES, .pools = view_pools};
     struct lli_remote_cache cache;

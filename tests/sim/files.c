@@ -248,6 +248,20 @@ SIM_CALL(int, fstat, int fd, struct stat *ret_info)
     return file == NULL ? -1 : fstat(file->real_fd, ret_info);
 }
 
+// Where memory has been written, or the end of it.
+SIM_CALL(off_t, lseek, int fd, off_t offset, int whence)
+{
+    sim_point();
+    struct sim_file *file = sim_fd_file(fd);
+    if (file == NULL)
+        return -1;
+    if (file->kind != SIM_FILE_MEMORY || whence != SEEK_DATA) {
+        sim_fail("lseek of something else than memory");
+        return -1;
+    }
+    return lseek(file->real_fd, offset, whence);
+}
+
 SIM_CALL(int, fstatfs, int fd, struct statfs *ret_info)
 {
     struct sim_file *file = sim_fd_file(fd);
