@@ -83,6 +83,7 @@ def test_caches_by_name(peers, engines, transport):
         link = aio.Link(decoder, 1)
         info = await link.query(ld.CacheKey(1, 2))
         assert info[:6] == (cache_id, 1, 4, 4, 256, 1024) and info.generation > 0
+        assert info[7:] == (ld.DataType.DT_FLOAT, (4, 64))
         assert (await link.query(ld.BlocksCacheKey(1, 3))).cache_id == blocks_id
         await refused(link.query(99), LLMStatusCode.LLM_KV_CACHE_NOT_EXIST)
         # A slot into blocks; the key stays if one wants.

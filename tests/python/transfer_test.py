@@ -411,3 +411,37 @@ def test_a_cache_goes_with_its_last_reference(pair):
     with pytest.raises(ld.LLMException) as raised:
         decoder.kv_cache_manager.pull_blocks(key, target, [0], [0])
     assert raised.value.status_code == LLMStatusCode.LLM_KV_CACHE_NOT_EXIST
+
+
+def test_other_types_are_refused_unless_they_are_allowed(pair):
+    prompt, decoder = pair
+    source = prompt.kv_cache_manager.allocate_blocks_cache(
+        ld.CacheDesc(2, [4, 64], ld.DataType.DT_BF16), ld.BlocksCacheKey(1, 0))
+    target = decoder.kv_cache_manager.allocate_blocks_cache(
+        ld.CacheDesc(2, [4, 64], ld.DataType.DT_FLOAT16))
+    there, here = (ld.CacheKeyByIdAndIndex(n, c.cache_id) for n, c in ((1, source), (2, target)))
+    source.numpy(0)[:] = 7
+    for call in (lambda **more: decoder.kv_cache_manager.pull_cache(there, target, **more),
+                 lambda **more: decoder.kv_cache_manager.pull_blocks(there, target, [1], [2], **more),
+                 lambda **more: prompt.kv_cache_manager.push_blocks(here, source, [1], [3], **more)):
+        with pytest.raises(ld.LLMException, match="LLM_DT_.*16.* here, LLM_DT_.*16.* at the peer"
+                           ) as raised:
+            call()
+        assert raised.value.status_code == ld.LLMStatusCode.LLM_PARAM_INVALID
+        with pytest.raises(TypeError, match="allow_other_type"):
+            call(allow_other_type=1)
+        call(allow_other_type=True)
+    assert (target.numpy(0)[[0, 2, 3]].view("u2") == 7).all()
+    assert (target.numpy(0)[1].view("u2") == 0).all()
+
+
+def test_other_types_of_registered_caches(pair_v2):
+    one, two = pair_v2
+    source, target = (engine.cache_manager.allocate_cache(ld.CacheDesc(2, [4, 64], data_type))
+                      for engine, data_type in ((one, ld.DataType.DT_BF16), (two, ld.DataType.DT_INT16)))
+    there, here = (ld.CacheKeyByIdAndIndex(n, cache.cache_id) for n, cache in ((1, source), (2, target)))
+    for call in (lambda **more: two.cache_manager.pull_cache(there, target, **more),
+                 lambda **more: one.cache_manager.push_cache(here, source, **more)):
+        with pytest.raises(ld.LLMException, match="data types differ"):
+            call()
+        call(allow_other_type=True)

@@ -18,7 +18,7 @@ from ._types import (AnyKey, BlocksCacheKey, CacheDesc, CacheKey, CacheKeyByIdAn
                      INVALID_ID, LLMRole, MemInfo, Memtype, Placement, native_key)
 
 Blocks = _core.Blocks
-_LAYER_KEYWORDS = ("src_layer_range", "dst_layer_range", "tensor_num_per_layer")
+_LAYER_KEYWORDS = ("src_layer_range", "dst_layer_range", "tensor_num_per_layer", "allow_other_type")
 
 
 def _layers(name: str, value: typing.Optional[range]) -> typing.Optional[range]:
@@ -116,6 +116,10 @@ class _Manager:
         dst = _layers("dst_layer_range", keywords.get("dst_layer_range"))
         per_layer = keywords.get("tensor_num_per_layer", 2)
         _check_per_layer(per_layer)
+        allow_other_type = keywords.get("allow_other_type", False)
+        check_isinstance("allow_other_type", allow_other_type, bool, allow_none=False)
+        if allow_other_type:
+            more["allow_other_type"] = True
         if src is None and dst is None:
             # All layers, however many tensors one has.
             return _core.transfer_param(None, None, **more)
@@ -443,7 +447,8 @@ class KvCacheManager(_Manager):
 
         size: bytes per tensor, which arrive whatever the owner's seq_len_dim_index is; -1 for the whole
         slot of `kv_cache`.  Keywords: src_layer_range and dst_layer_range (range of layers, step 1),
-        tensor_num_per_layer (2), src_cache_offset and dst_cache_offset (bytes into the slots).
+        tensor_num_per_layer (2), src_cache_offset and dst_cache_offset (bytes into the slots),
+        allow_other_type (False: caches of different data types are LLM_PARAM_INVALID).
 
         A CacheKey with a req_id is consumed, unless an offset is given; a pull of some layers consumes
         these, and the last of them the key.
@@ -750,7 +755,8 @@ class CacheManager(_Manager):
 
         size: bytes per tensor, which arrive whatever the owner's seq_len_dim_index is; -1 for the whole
         slot of `cache`.  Keywords: src_layer_range and dst_layer_range (range of layers, step 1),
-        tensor_num_per_layer (2).  A CacheKey with a req_id is consumed.
+        tensor_num_per_layer (2), allow_other_type (False: caches of different data types are
+        LLM_PARAM_INVALID).  A CacheKey with a req_id is consumed.
         """
         classes = ([CacheKeyByIdAndIndex] if self._options.remote_accessible else
                    [CacheKey, CacheKeyByIdAndIndex])
@@ -792,7 +798,7 @@ class CacheManager(_Manager):
     def push_cache(self, dst_cache_key: CacheKeyByIdAndIndex, src_cache: Cache,
                    src_batch_index: int = 0, src_layer_range: typing.Optional[range] = None,
                    dst_layer_range: typing.Optional[range] = None, size: int = -1,
-                   tensor_num_per_layer: int = 2) -> None:
+                   tensor_num_per_layer: int = 2, allow_other_type: bool = False) -> None:
         """Copies a batch slot of `src_cache` to a slot of a peer's cache.  size must be -1."""
         check_isinstance("dst_cache_key", dst_cache_key, CacheKeyByIdAndIndex, allow_none=False)
         self._check_cache("src_cache", src_cache)
@@ -801,13 +807,14 @@ class CacheManager(_Manager):
         raise_if_true(src_cache.is_blocks_cache, "push_cache doesn't take blocks caches")
         self._push_cache(dst_cache_key, src_cache, src_batch_index, size,
                          {"src_layer_range": src_layer_range, "dst_layer_range": dst_layer_range,
-                          "tensor_num_per_layer": tensor_num_per_layer})
+                          "tensor_num_per_layer": tensor_num_per_layer,
+                          "allow_other_type": allow_other_type})
 
     def push_blocks(self, dst_cache_key: typing.Union[BlocksCacheKey, CacheKeyByIdAndIndex],
                     src_cache: Cache, src_blocks: Blocks = (), dst_blocks: Blocks = (),
                     src_layer_range: typing.Optional[range] = None,
                     dst_layer_range: typing.Optional[range] = None,
-                    tensor_num_per_layer: int = 2) -> None:
+                    tensor_num_per_layer: int = 2, allow_other_type: bool = False) -> None:
         """Copies blocks of `src_cache` to blocks of a peer's cache.
 
         CacheKeyByIdAndIndex, which the original refuses here, names the cache by its id."""
@@ -818,7 +825,8 @@ class CacheManager(_Manager):
         self._check_remote("push_blocks")
         self._push_blocks(dst_cache_key, src_cache, src_blocks, dst_blocks,
                           {"src_layer_range": src_layer_range, "dst_layer_range": dst_layer_range,
-                           "tensor_num_per_layer": tensor_num_per_layer})
+                           "tensor_num_per_layer": tensor_num_per_layer,
+                           "allow_other_type": allow_other_type})
 
     def transfer_cache_async(
             self, src_cache: Cache, layer_synchronizer: LayerSynchronizer,

@@ -18,7 +18,7 @@ from ._caches import _AnyCache
 from ._check import check_int64
 from ._datadist import LLMDataDist
 from ._status import LLMStatusCode, handle_llm_status, last_error, raise_if_false
-from ._types import BlocksCacheKey, CacheKey, native_key
+from ._types import BlocksCacheKey, CacheKey, DataType, native_key
 
 Blocks = _core.Blocks
 Layers = typing.Optional[range]
@@ -124,6 +124,8 @@ class CacheInfo(typing.NamedTuple):
     stride: int
     tensor_bytes: int
     generation: int
+    data_type: typing.Optional[DataType]  # None and (): a peer of another version doesn't say
+    shape: typing.Tuple[int, ...]
 
 
 class Link:
@@ -151,7 +153,8 @@ class Link:
         (status, *values), error = await _detached(self._engine,
                                                    lambda: self._engine.native.query(index))
         handle_llm_status(status, "query", error)
-        return CacheInfo(*values)
+        *numbers, data_type, shape = values
+        return CacheInfo(*numbers, _data_type(data_type), shape)
 
     async def pull(self, cache: Remote, into: _AnyCache, *, src_blocks: Blocks = (),
                    dst_blocks: Blocks = (), src_slot: int = 0, dst_slot: int = 0, size: int = -1,
@@ -164,7 +167,8 @@ class Link:
         generation: of the cache (query) or of a lease; if it is over, LLM_CACHE_STALE.
         More keywords: timeout_ms, 0 for the engine's; notification, bytes that the peer gets once all has
         arrived; src_offset and dst_offset, bytes into the slots; keep_key=True, so that a CacheKey
-        stays; release_lease=True, so that the lease counts one release.
+        stays; release_lease=True, so that the lease counts one release; allow_other_type=True, so that
+        the bytes are taken for another data type.
         """
         param = _param(src_layers, dst_layers, tensor_num_per_layer, progress, more)
         kind: int
@@ -187,7 +191,7 @@ class Link:
                    progress: typing.Optional[Progress] = None, **more: typing.Any) -> None:
         """Copies blocks, or without blocks a batch slot, to the peer's `cache`.
 
-        More keywords: timeout_ms and notification, as of pull.
+        More keywords: timeout_ms, notification and allow_other_type, as of pull.
         """
         param = _param(src_layers, dst_layers, tensor_num_per_layer, progress, more)
         kind = _core.PUSH_CACHE
@@ -238,6 +242,13 @@ def _param(src_layers: Layers, dst_layers: Layers, tensor_num_per_layer: int,
     if progress is not None:
         more["progress"] = progress._native
     return _core.transfer_param(src_layers, dst_layers, tensor_num_per_layer, **more)
+
+
+def _data_type(value: int) -> typing.Optional[DataType]:
+    try:
+        return DataType(value)
+    except ValueError:
+        return None
 
 
 def _peer(cluster_id: int, address: typing.Tuple[str, int]) -> _core.Peer:

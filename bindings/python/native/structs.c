@@ -266,22 +266,23 @@ read_objects(llm_kv_cache_ext_param *param, PyObject *notification, PyObject *pr
 static PyObject *
 param_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {
-        "src_layers", "dst_layers", "tensor_num_per_layer", "timeout_ms",   "src_offset",
-        "dst_offset", "keep_key",   "release_lease",        "notification", "progress",
-        NULL};
+    static char *names[] = {"src_layers",   "dst_layers",    "tensor_num_per_layer",
+                            "timeout_ms",   "src_offset",    "dst_offset",
+                            "keep_key",     "release_lease", "allow_other_type",
+                            "notification", "progress",      NULL};
     llm_kv_cache_ext_param param = LLM_KV_CACHE_EXT_PARAM_INIT;
     PyObject *notification = Py_None, *progress = Py_None;
-    int keep_key = 0, release_lease = 0;
+    int keep_key = 0, release_lease = 0, allow_other_type = 0;
     if (!PyArg_ParseTupleAndKeywords(
-            args, keywords, "|$(O&O&)(O&O&)O&O&O&O&ppOO", names, to_i32, &param.src_layer_range[0],
+            args, keywords, "|$(O&O&)(O&O&)O&O&O&O&pppOO", names, to_i32, &param.src_layer_range[0],
             to_i32, &param.src_layer_range[1], to_i32, &param.dst_layer_range[0], to_i32,
             &param.dst_layer_range[1], to_u32, &param.tensor_num_per_layer, to_u32,
             &param.timeout_ms, to_u64, &param.src_offset, to_u64, &param.dst_offset, &keep_key,
-            &release_lease, &notification, &progress))
+            &release_lease, &allow_other_type, &notification, &progress))
         return NULL;
     param.keep_key = keep_key != 0;
     param.release_lease = release_lease != 0;
+    param.allow_other_type = allow_other_type != 0;
     if (!read_objects(&param, notification, progress))
         return NULL;
     Param *self = (Param *)new_object(type);

@@ -229,7 +229,8 @@ instance_get_progress(PyObject *self, PyObject *args)
     return status_of(llm_transfer_get_progress(dd_of(self), id, &progress->progress));
 }
 
-// query(Index) -> (status, cache id, batch index, tensors, slots, stride, bytes, generation)
+// query(Index) -> (status, cache id, batch index, tensors, slots, stride, bytes, generation, data type,
+// shape)
 PyObject *
 instance_query(PyObject *self, PyObject *index)
 {
@@ -240,10 +241,20 @@ instance_query(PyObject *self, PyObject *index)
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS status = llm_query_cache(dd_of(self), &((Index *)index)->index, &info);
-    Py_END_ALLOW_THREADS return Py_BuildValue(
-        "(kLIIKKKK)", (unsigned long)status, (long long)info.cache_id, info.batch_index,
-        info.num_tensors, (unsigned long long)info.num_slots, (unsigned long long)info.stride,
-        (unsigned long long)info.tensor_bytes, (unsigned long long)info.generation);
+    Py_END_ALLOW_THREADS PyObject *shape = PyTuple_New((Py_ssize_t)info.num_dims);
+    for (uint32_t i = 0; shape != NULL && i < info.num_dims; i++) {
+        PyObject *dim = PyLong_FromLongLong(info.dims[i]);
+        if (dim == NULL)
+            Py_CLEAR(shape);
+        else
+            PyTuple_SetItem(shape, (Py_ssize_t)i, dim);
+    }
+    if (shape == NULL)
+        return NULL;
+    return Py_BuildValue("(kLIIKKKKiN)", (unsigned long)status, (long long)info.cache_id,
+                         info.batch_index, info.num_tensors, (unsigned long long)info.num_slots,
+                         (unsigned long long)info.stride, (unsigned long long)info.tensor_bytes,
+                         (unsigned long long)info.generation, (int)info.data_type, shape);
 }
 
 // ---- leases ----
