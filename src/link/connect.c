@@ -397,10 +397,19 @@ note(struct attempt *a, const char *transport, const char *what)
              transport, what);
 }
 
+// Both allow shared memory, and it doesn't work: whoever expects it should find out why.
+static void
+warn_of_tcp(const struct attempt *a)
+{
+    lli_log(LLM_LOG_WARN, "link", "cluster %llu is on this host, but linked over tcp: %s",
+            (unsigned long long)a->peer.cluster_id, a->reason);
+}
+
 static bool
 choose_transport(struct attempt *a)
 {
     char why[LLI_REASON_BYTES];
+    bool without_shm = false;
     for (size_t i = 0; i < a->node->options->num_transports; i++) {
         enum lli_transport_kind kind = a->node->options->transports[i];
         if (try_transport(a, kind, why, sizeof(why))) {
@@ -408,11 +417,15 @@ choose_transport(struct attempt *a)
             note(a, lli_transport_name(kind), "chosen");
             if (a->registered_reason[0] != '\0')
                 note(a, "registered memory over tcp", a->registered_reason);
+            if (kind == LLI_TRANSPORT_TCP && without_shm)
+                warn_of_tcp(a);
             return true;
         }
         if (a->timed_out)
             return false;
         note(a, lli_transport_name(kind), why);
+        without_shm |=
+            kind == LLI_TRANSPORT_SHM && is_same_host(a) && (a->peer.transports & 1u << kind) != 0;
     }
     snprintf(a->why, sizeof(a->why), "no transport works: %s", a->reason);
     return false;
