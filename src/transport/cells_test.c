@@ -77,7 +77,7 @@ test_each_cell_has_the_sum_of_its_bytes(void **state)
         for (uint64_t bytes = 1; bytes <= TOTAL_BYTES - first; bytes = bytes * 2 + 7) {
             uint8_t sums[64];
             struct lli_reader r;
-            lli_cells_sum(&plan, memory.tensors, true, first, bytes, sums);
+            lli_cells_sum(&plan, memory.tensors, true, NULL, first, bytes, sums);
             lli_reader_init(&r, sums, sizeof(sums));
             for (uint64_t at = first; at < first + bytes;) {
                 uint64_t end = lli_min((at / LLI_CELL_BYTES + 1) * LLI_CELL_BYTES, first + bytes);

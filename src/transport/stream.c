@@ -235,8 +235,8 @@ sum_frame(struct lli_stream_conn *conn)
 {
     const struct lli_stream_job *job = conn->out_job;
     conn->out_sums_bytes = lli_cells_count(conn->out_position, conn->out_left) * LLI_CELL_SUM_BYTES;
-    lli_cells_sum(job->plan, job->tensors, true, conn->out_position, conn->out_left,
-                  conn->out_sums);
+    lli_cells_sum(job->plan, job->tensors, true, may_have_holes(job) ? &job->holes : NULL,
+                  conn->out_position, conn->out_left, conn->out_sums);
     lli_message_seal(conn->out_head, NULL, 0);
 }
 
@@ -529,7 +529,7 @@ check_frame(struct lli_stream_conn *conn, uint64_t *ret_corrupt_position)
     size_t at = 0;
     struct lli_stream_job *job = begin_call(conn);
     if (job != NULL) {
-        lli_cells_sum(job->plan, job->tensors, false, conn->in_first,
+        lli_cells_sum(job->plan, job->tensors, false, NULL, conn->in_first,
                       conn->in_position - conn->in_first, sums);
         while (at < conn->in_sums_bytes && sums[at] == conn->in_sums[at])
             at++;

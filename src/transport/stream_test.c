@@ -1389,7 +1389,7 @@ write_sealed_frame(int fd, const struct side *side, uint64_t position, uint32_t 
     lli_message_seal(frame, NULL, 0);
     uint8_t *body = frame + LLI_MESSAGE_HEADER_BYTES;
     memcpy(body, byte_at(side, position), bytes);
-    lli_cells_sum(&side->plan, side->tensors, true, position, bytes, body + bytes);
+    lli_cells_sum(&side->plan, side->tensors, true, NULL, position, bytes, body + bytes);
     if (flip_at < bytes)
         body[flip_at] ^= 0x10;
     write_raw(fd, frame, LLI_MESSAGE_HEADER_BYTES + bytes + LLI_CELL_SUM_BYTES);

@@ -14,6 +14,20 @@
 enum { OWNER = 1, READER = 2, INDEX = 0, MIB = 1 << 20, NUM_SLOTS = SCALED(256, 64) };
 
 static const char *transports;
+static bool checked;
+
+static bool
+ends_checked(const char *word)
+{
+    const char *dash = strchr(word, '-');
+    return dash != NULL && strcmp(dash, "-checked") == 0;
+}
+
+static const char *
+transport_of(const char *word)
+{
+    return strncmp(word, "tcp", 3) == 0 ? "tcp" : "shm";
+}
 
 static int
 end_processes(void **state)
@@ -34,7 +48,7 @@ mib_in_memory(const struct member *member)
 
 // A prompt with a cache; "memory", "write SLOT" writes its first page.
 static int
-serve_owner(struct talk *talk, const char *its_transports)
+serve_owner(struct talk *talk, const char *its_transports, bool is_checked)
 {
     char line[LINE_BYTES];
     struct member member;
@@ -42,6 +56,7 @@ serve_owner(struct talk *talk, const char *its_transports)
         .cluster_id = OWNER,
         .role = LLM_ROLE_PROMPT,
         .transports = its_transports,
+        .checksum = is_checked,
     };
     member_open(&member, &setup);
     int64_t id = member_allocate(&member, INDEX, 1, NUM_SLOTS, MIB);
@@ -68,10 +83,16 @@ open_pair(struct pair *pair)
     char line[LINE_BYTES];
     char transport[16];
     struct member_setup setup = {
-        .cluster_id = READER, .role = LLM_ROLE_DECODER, .transports = transports};
+        .cluster_id = READER,
+        .role = LLM_ROLE_DECODER,
+        .transports = transports,
+        .checksum = checked,
+    };
     unsigned port;
     long long id;
-    process_start(&pair->owner, transports);
+    char role[32];
+    snprintf(role, sizeof(role), "%s%s", transports, checked ? "-checked" : "");
+    process_start(&pair->owner, role);
     assert_true(talk_hear(&pair->owner.talk, line, PATIENCE_MS));
     assert_int_equal(sscanf(line, "%u %lld", &port, &id), 2);
     pair->remote = id;
@@ -170,7 +191,9 @@ main(int argc, char **argv)
                                   end_processes),
     };
     if (process_role(argc, argv, &role, &talk))
-        return serve_owner(&talk, role);
-    transports = argc > 1 ? argv[1] : "shm";
+        return serve_owner(&talk, transport_of(role), ends_checked(role));
+    const char *how = argc > 1 ? argv[1] : "shm";
+    checked = ends_checked(how);
+    transports = transport_of(how);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

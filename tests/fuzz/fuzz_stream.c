@@ -175,7 +175,7 @@ append_sums(const uint8_t *body, uint64_t first, uint64_t num_bytes, uint8_t *re
                             .tensor_bytes = run.bytes,
                             .total_bytes = run.bytes};
     tensor -= first;
-    lli_cells_sum(&plan, &tensor, true, first, num_bytes, ret_sums);
+    lli_cells_sum(&plan, &tensor, true, NULL, first, num_bytes, ret_sums);
     return lli_cells_count(first, num_bytes) * LLI_CELL_SUM_BYTES;
 }
 

@@ -49,6 +49,7 @@ member_try_open(struct member *member, const struct member_setup *setup)
         {LLM_OPTION_DEAD_TIME, dead_ms},
         {LLM_OPTION_TRANSPORTS, setup->transports != NULL ? setup->transports : "auto"},
         {LLM_OPTION_LOG_LEVEL, setup->warns ? "warn" : "off"},
+        {LLM_OPTION_CHECKSUM, setup->checksum ? "crc32c" : "none"},
         {LLM_OPTION_BUF_POOL_CFG, pool}, // the last one, which may be left out
     };
     size_t num_options = sizeof(options) / sizeof(options[0]) - (setup->pool_bytes == 0);

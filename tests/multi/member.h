@@ -37,6 +37,7 @@ struct member_setup {
     unsigned dead_ms;     // 0 means the default
     uint16_t port;        // of the first device
     bool warns;           // in the log
+    bool checksum;        // of this process' members only
     uint64_t pool_bytes;  // of each device; 0 means the default; of this process' members only
 };
 
