@@ -255,6 +255,18 @@ lli_tcp_tune(int fd)
     setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "cubic", 5);
 }
 
+void
+lli_tcp_limit(int fd, unsigned limit_ms)
+{
+    int one = 1;
+    int idle_s = (int)lli_max(limit_ms / 2000, 1);
+    int interval_s = (int)lli_max(limit_ms / 8000, 1);
+    setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &limit_ms, sizeof(limit_ms));
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof(idle_s));
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof(interval_s));
+    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one));
+}
+
 int
 lli_tcp_connect_start(const struct sockaddr_in *local, const struct sockaddr_in *remote,
                       bool *ret_bound)

@@ -76,6 +76,8 @@ bool lli_tcp_is_with_itself(int fd);
 // Closes a connection so that nothing of it lingers.
 void lli_tcp_abort(int fd);
 void lli_tcp_tune(int fd);
+// How long bytes may stay unacknowledged, or the peer's host silent, before the system ends the connection.
+void lli_tcp_limit(int fd, unsigned limit_ms);
 // An abstract Unix socket with a random name.
 int lli_unix_listen(char *ret_name, size_t name_size);
 int lli_unix_connect(const char *name);

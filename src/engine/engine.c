@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/os.h"
+#include "link/paths.h"
 #include "transfer/answer.h"
 #include "transfer/ask.h"
 #include "transfer/copies.h"
@@ -40,6 +41,7 @@ tick(void *arg, uint64_t now_ns)
     lli_log_speak_for(dd->cluster_id);
     lli_log_left_out(now_ns);
     lli_links_tick(&dd->node);
+    lli_paths_tick(&dd->node);
     lli_accept_tick(&dd->node);
     lli_transfers_tick(&dd->node, now_ns);
     lli_registry_collect(&dd->registry);
@@ -190,7 +192,7 @@ fill_identity(struct llm_datadist *dd)
     if (!lli_boot_id(identity->boot_id))
         memset(identity->boot_id, 0, sizeof(identity->boot_id));
     identity->num_devices = (uint32_t)dd->options.num_devices;
-    identity->transports = transport_bits(&dd->options);
+    identity->transports = transport_bits(&dd->options) | LLI_PROBES;
     identity->liveness_ms = dd->options.liveness_ms;
     identity->role = (uint32_t)atomic_load(&dd->role);
     identity->checksum = dd->options.checksum;

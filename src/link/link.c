@@ -8,6 +8,7 @@
 #include "base/mem.h"
 #include "base/os.h"
 #include "link/events.h"
+#include "link/paths.h"
 
 // What a PING says, where other messages name a transfer.
 enum { PING_ALIVE = 0, PING_ANSWER_ME = 1 };
@@ -70,6 +71,7 @@ lli_link_new(struct lli_node *node, const struct lli_identity *peer)
     lli_list_init(&link->asks);
     lli_stream_init(&link->stream, node->lanes, link, on_stream_failed);
     link->stream.checked = link->checksum;
+    link->stream.peer_probes = (peer->transports & LLI_PROBES) != 0;
     if (!lli_events_prepare(link, LLI_EVENTS_OF_EVERY_LINK) || link->local_ips == NULL ||
         link->remote_ips == NULL || link->devices == NULL) {
         lli_link_put(link);
@@ -250,6 +252,7 @@ lli_links_insert(struct lli_link *link)
                                           lli_min(link->peer.liveness_ms, LLI_LIVENESS_MS_MAX));
     link->liveness_ticks = link->liveness_ms / node->tick_ms + 1;
     link->dead_ticks = lli_max(node->options->dead_ms, link->liveness_ms) / node->tick_ms + 1;
+    lli_paths_begin(link);
     pthread_mutex_lock(&node->links_lock);
     lli_list_append(&node->links, &link->in_table);
     lli_events_add_locked(link, LLM_LINK_READY);

@@ -50,18 +50,20 @@ struct lli_link {
 
     // Belongs to the loop's thread.
     struct lli_conn *control;
-    struct lli_conn **devices; // num_devices - 1, to devices 1 and up
-    struct lli_stream stream;  // tcp
-    uint32_t liveness_ms;      // the longer of both ends'
-    uint64_t liveness_ticks;   // of ours
-    uint64_t dead_ticks;       // silent for longer: the link is broken
-    uint64_t bytes_heard;      // received when it was last looked at
-    uint64_t heard_tick;       // node->tick when the peer was last heard
-    uint64_t sent_tick;        // when it was last sent something
-    struct lli_list transfers; // begun here, under way (transfer room)
-    struct lli_list waiting;   // likewise, for their turn: the peer has enough to do
-    unsigned num_asked;        // of `transfers`, those that the peer knows of
-    size_t num_runs_asked;     // in their requests
+    struct lli_conn **devices;    // num_devices - 1, to devices 1 and up
+    struct lli_stream stream;     // tcp
+    uint32_t liveness_ms;         // the longer of both ends'
+    uint64_t liveness_ticks;      // of ours
+    uint64_t dead_ticks;          // silent for longer: the link is broken
+    uint64_t bytes_heard;         // received when it was last looked at
+    uint64_t control_bytes_heard; // likewise, over the control connection (paths.c)
+    const char *dead_path;        // or NULL: why a data connection is dead
+    uint64_t heard_tick;          // node->tick when the peer was last heard
+    uint64_t sent_tick;           // when it was last sent something
+    struct lli_list transfers;    // begun here, under way (transfer room)
+    struct lli_list waiting;      // likewise, for their turn: the peer has enough to do
+    unsigned num_asked;           // of `transfers`, those that the peer knows of
+    size_t num_runs_asked;        // in their requests
     bool admitting;
     struct lli_list serves; // begun by the peer, under way (transfer room)
     struct lli_list asks;   // questions of ours that the peer has not answered (transfer room)

@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/os.h"
+#include "link/paths.h"
 #include "transfer/ask.h"
 #include "transfer/copies.h"
 #include "transfer/pull_here.h"
@@ -466,6 +467,15 @@ begin(struct lli_task *task)
     }
 }
 
+// Did nothing come, although the peer was asked?  Of a push, nobody knows.
+static bool
+is_suspicious(struct transfer *t)
+{
+    return t->push ? !t->request.fetch
+                   : t->in_stream &&
+                         lli_stream_arrived(&t->link->stream, &t->job) == t->request.start_position;
+}
+
 // Begins to end a transfer; a push ends when the peer has confirmed that nothing lands any more.
 static void
 cancel_here(struct transfer *t, llm_status status)
@@ -476,6 +486,8 @@ cancel_here(struct transfer *t, llm_status status)
     t->cancel_status = status;
     t->cancelled_tick = t->link->node->tick;
     bool asked = !t->copying && !t->asking && !t->waiting;
+    if (asked && status == LLM_WAIT_PROC_TIMEOUT && is_suspicious(t))
+        lli_paths_suspect(t->link);
     if (asked)
         lli_link_send(t->link, LLI_CANCEL, t->id, NULL, 0);
     if (!t->push || !asked)

@@ -89,6 +89,9 @@ enum lli_connection_purpose {
     LLI_PURPOSE_DATA = 2,    // carries DATA of a tcp link
 };
 
+// In an identity's `transports`, where no transport has its bit: data connections are probed (stream.h).
+#define LLI_PROBES (1u << 31)
+
 enum { LLI_UNIX_NAME_BYTES = 64, LLI_REASON_BYTES = 232 };
 
 // One end of a link describes itself.
@@ -98,7 +101,7 @@ struct lli_identity {
     uint64_t process_token; // random, the same for all instances of a process
     uint8_t boot_id[16];    // the same for all processes of a running machine; zero = unknown
     uint32_t num_devices;
-    uint32_t transports; // bit per enum lli_transport_kind that this end may use
+    uint32_t transports; // bit per enum lli_transport_kind that this end may use, and LLI_PROBES
     uint32_t liveness_ms;
     uint32_t role;
     uint32_t checksum;                   // 1: it wants links to be checked

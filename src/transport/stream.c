@@ -22,6 +22,9 @@ static const uint64_t small_bytes_max = 64 << 10;
 
 enum { PIECES_PER_CALL = 256, DISCARD_BYTES = 16 << 10 };
 
+// What a probe says, where other frames have their position.
+enum { PROBE_ALIVE = 0, PROBE_ANSWER_ME = 1 };
+
 static void run_news(struct lli_task *task);
 
 void
@@ -240,21 +243,38 @@ sum_frame(struct lli_stream_conn *conn)
     lli_message_seal(conn->out_head, NULL, 0);
 }
 
+static void
+take_probe_locked(struct lli_stream_conn *conn)
+{
+    struct lli_message_header header = {
+        .type = LLI_DATA,
+        .argument = conn->asks_for_probe ? PROBE_ANSWER_ME : PROBE_ALIVE,
+    };
+    lli_message_header_write(conn->out_head, &header);
+    lli_message_seal(conn->out_head, NULL, 0);
+    conn->out_head_sent = 0;
+    conn->out_sums_bytes = conn->out_sums_sent = 0;
+    conn->probing = true;
+    conn->owes_probe = conn->asks_for_probe = false;
+}
+
 // False if nobody has anything to send: then the connection waits to be woken up.
 static bool
 begin_frame(struct lli_stream_conn *conn)
 {
     struct lli_stream *stream = conn->stream;
     pthread_mutex_lock(&stream->lock);
-    bool has_more = !lli_list_empty(&stream->sending);
-    if (has_more)
+    bool has_data = !lli_list_empty(&stream->sending);
+    if (has_data)
         take_frame_locked(conn);
+    else if (conn->owes_probe)
+        take_probe_locked(conn);
     else
         lli_loop_change(conn->loop, &conn->source, EPOLLIN);
     pthread_mutex_unlock(&stream->lock);
-    if (has_more && stream->checked)
+    if (has_data && stream->checked)
         sum_frame(conn);
-    return has_more;
+    return has_data || conn->probing;
 }
 
 static void
@@ -262,6 +282,10 @@ end_frame(struct lli_stream_conn *conn)
 {
     struct lli_stream *stream = conn->stream;
     struct lli_stream_job *job = conn->out_job;
+    if (conn->probing) {
+        conn->probing = false;
+        return;
+    }
     pthread_mutex_lock(&stream->lock);
     conn->out_job = NULL;
     job->num_frames--;
@@ -293,8 +317,10 @@ send_some(struct lli_stream_conn *conn)
     size_t num_data = 0;
     if (conn->out_head_sent < sizeof(conn->out_head))
         pieces[num_pieces++] = rest_of(conn->out_head, sizeof(conn->out_head), conn->out_head_sent);
-    uint64_t gathered = gather(conn->out_job, conn->out_position, conn->out_left,
-                               pieces + num_pieces, PIECES_PER_CALL, &num_data);
+    uint64_t gathered = 0;
+    if (!conn->probing)
+        gathered = gather(conn->out_job, conn->out_position, conn->out_left, pieces + num_pieces,
+                          PIECES_PER_CALL, &num_data);
     num_pieces += num_data;
     if (gathered == conn->out_left && conn->out_sums_sent < conn->out_sums_bytes)
         pieces[num_pieces++] = rest_of(conn->out_sums, conn->out_sums_bytes, conn->out_sums_sent);
@@ -302,6 +328,7 @@ send_some(struct lli_stream_conn *conn)
     ssize_t sent = sendmsg(conn->source.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (sent <= 0)
         return sent;
+    atomic_fetch_add_explicit(&conn->bytes_out, (uint64_t)sent, memory_order_relaxed);
     uint64_t head_bytes = lli_min((uint64_t)sent, sizeof(conn->out_head) - conn->out_head_sent);
     uint64_t data_bytes = lli_min((uint64_t)sent - head_bytes, conn->out_left);
     conn->out_head_sent += head_bytes;
@@ -326,7 +353,7 @@ send_turn(struct lli_stream_conn *conn)
     struct lli_stream *stream = conn->stream;
     uint64_t turn_bytes = 0;
     while (turn_bytes < turn_bytes_max) {
-        if (conn->out_job == NULL && !begin_frame(conn))
+        if (conn->out_job == NULL && !conn->probing && !begin_frame(conn))
             return;
         ssize_t sent = send_some(conn);
         if (sent >= 0) {
@@ -440,6 +467,28 @@ claim_frame_locked(struct lli_stream_job *job, const struct lli_message_header *
     return lli_arrival_claim(&job->arrival, header->argument, header->body_bytes);
 }
 
+static void
+owe_probe_locked(struct lli_stream_conn *conn, bool asks)
+{
+    conn->owes_probe = true;
+    conn->asks_for_probe |= asks;
+    // Looks by itself when the frame that it is sending has left.
+    if (conn->out_job == NULL)
+        lli_loop_change(conn->loop, &conn->source, EPOLLIN | EPOLLOUT);
+}
+
+static void
+take_in_probe(struct lli_stream_conn *conn, const struct lli_message_header *header)
+{
+    struct lli_stream *stream = conn->stream;
+    if (header->argument != PROBE_ANSWER_ME)
+        return;
+    pthread_mutex_lock(&stream->lock);
+    if (!stream->failed)
+        owe_probe_locked(conn, false);
+    pthread_mutex_unlock(&stream->lock);
+}
+
 // A header is complete: whose bytes follow, and where do they belong?
 static void
 begin_body(struct lli_stream_conn *conn)
@@ -469,6 +518,8 @@ begin_body(struct lli_stream_conn *conn)
         fail(stream, wrong);
         return;
     }
+    if (header.transfer_id == 0 && header.body_bytes == 0)
+        take_in_probe(conn, &header);
     conn->in_first = conn->in_position = header.argument;
     conn->in_left = header.body_bytes;
     conn->in_sums_got = 0;
@@ -603,7 +654,10 @@ take_in(struct lli_stream_conn *conn, uint64_t bytes)
     bool in_frame = conn->in_left > 0 || conn->in_sums_got < conn->in_sums_bytes;
     uint64_t body_bytes = lli_min(bytes, conn->in_left);
     uint64_t sums_bytes = lli_min(bytes - body_bytes, conn->in_sums_bytes - conn->in_sums_got);
-    atomic_fetch_add_explicit(&conn->stream->bytes_in, bytes, memory_order_relaxed);
+    atomic_fetch_add_explicit(&conn->bytes_in, bytes, memory_order_relaxed);
+    // Probes are no sign of life but of the connection's own.
+    atomic_fetch_add_explicit(&conn->stream->bytes_in, body_bytes + sums_bytes,
+                              memory_order_relaxed);
     conn->in_position += body_bytes;
     conn->in_left -= body_bytes;
     conn->in_sums_got += sums_bytes;
@@ -654,6 +708,76 @@ lli_stream_cancel_receive(struct lli_stream *stream, struct lli_stream_job *job)
     unhook_locked(stream, job);
     wait_for_calls_locked(stream, job);
     lli_arrival_fini(&job->arrival);
+    pthread_mutex_unlock(&stream->lock);
+}
+
+// ---- watching ----
+
+// How often the peer must have been heard elsewhere before a connection's silence counts: it may have
+// been starved with all of its threads, and the first of them to run again isn't the one that sends here.
+enum { TICKS_SPOKEN_MIN = 3 };
+
+static void
+look(struct lli_stream_sight *sight, uint64_t bytes, bool peer_speaks)
+{
+    if (bytes != sight->bytes) {
+        *sight = (struct lli_stream_sight){.bytes = bytes};
+        return;
+    }
+    sight->ticks_still++;
+    sight->ticks_spoken += peer_speaks;
+}
+
+static bool
+is_still(const struct lli_stream_sight *sight, uint64_t ticks)
+{
+    return sight->ticks_still > ticks && sight->ticks_spoken >= TICKS_SPOKEN_MIN;
+}
+
+// Bytes that have come, and that a starved thread of this process has not fetched.
+static bool
+has_bytes_waiting(const struct lli_stream_conn *conn)
+{
+    uint8_t byte;
+    ssize_t got = recv(conn->source.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    return got >= 0 || errno != EAGAIN;
+}
+
+static const char *
+watch_conn(struct lli_stream_conn *conn, bool peer_speaks, uint64_t silent_ticks,
+           uint64_t stuck_ticks)
+{
+    struct lli_stream *stream = conn->stream;
+    look(&conn->in, atomic_load_explicit(&conn->bytes_in, memory_order_relaxed), peer_speaks);
+    look(&conn->out, atomic_load_explicit(&conn->bytes_out, memory_order_relaxed), peer_speaks);
+    pthread_mutex_lock(&stream->lock);
+    bool in_frame = conn->out_job != NULL;
+    if (conn->out.ticks_still >= lli_max(silent_ticks / 3, 1))
+        owe_probe_locked(conn, false);
+    pthread_mutex_unlock(&stream->lock);
+    if (stream->peer_probes && is_still(&conn->in, silent_ticks) && !has_bytes_waiting(conn))
+        return "nothing comes any more on a data connection, although the peer is heard elsewhere";
+    if (in_frame && is_still(&conn->out, stuck_ticks))
+        return "the peer takes nothing from a data connection, although it is heard elsewhere";
+    return NULL;
+}
+
+const char *
+lli_stream_watch(struct lli_stream *stream, bool peer_speaks, uint64_t silent_ticks,
+                 uint64_t stuck_ticks)
+{
+    const char *why = NULL;
+    for (size_t i = 0; i < stream->num_conns && why == NULL && !stream->failed; i++)
+        why = watch_conn(stream->conns[i], peer_speaks, silent_ticks, stuck_ticks);
+    return why;
+}
+
+void
+lli_stream_ask_for_life(struct lli_stream *stream)
+{
+    pthread_mutex_lock(&stream->lock);
+    for (size_t i = 0; i < stream->num_conns && !stream->failed; i++)
+        owe_probe_locked(stream->conns[i], true);
     pthread_mutex_unlock(&stream->lock);
 }
 

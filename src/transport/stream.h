@@ -10,6 +10,10 @@
 // connections are served by several threads (lanes.h).  They meet under the stream's lock, where a
 // frame begins and where it ends; bytes move without it.
 //
+// A path may die under a connection that has nothing to say, and only on one way.  So each end sends a
+// *probe* where it has sent nothing for a while, a frame without data of transfer 0, and knows a dead
+// connection by the silence of a peer that it hears elsewhere.
+//
 // In a checked stream headers are sealed, and behind the data of each frame come the checksums of its
 // cells (cells.h): of the sender's memory, compared with the receiver's.
 #ifndef LLI_STREAM_H
@@ -55,6 +59,13 @@ struct lli_stream_job {
 
 struct lli_stream;
 
+// One direction of a connection, looked at once a tick.
+struct lli_stream_sight {
+    uint64_t bytes;
+    uint64_t ticks_still;  // since it has moved
+    uint64_t ticks_spoken; // of these, those in which the peer was heard on its control connection
+};
+
 struct lli_stream_conn {
     struct lli_source source; // its events change under the stream's lock
     struct lli_loop *loop;    // whose thread serves it
@@ -76,8 +87,18 @@ struct lli_stream_conn {
     size_t out_sums_bytes;
     size_t out_sums_sent;
     uint8_t out_sums[LLI_FRAME_SUMS_BYTES_MAX];
+    bool probing; // out_head is a probe's
+
+    _Atomic uint64_t bytes_in;
+    _Atomic uint64_t bytes_out;
+
+    // Of whoever watches, on the instance's thread.
+    struct lli_stream_sight in;
+    struct lli_stream_sight out;
 
     // Guarded by the stream's lock.
+    bool owes_probe;
+    bool asks_for_probe;            // one that asks for one in return
     struct lli_stream_job *in_job;  // NULL with in_left > 0: bytes that nobody wants
     struct lli_stream_job *in_call; // into whose memory the system may be writing right now
     struct lli_stream_job *out_job;
@@ -86,14 +107,15 @@ struct lli_stream_conn {
 struct lli_stream {
     struct lli_loop *loop; // the instance's
     struct lli_lanes *lanes;
-    bool checked; // set before the first connection
+    bool checked;     // set before the first connection
+    bool peer_probes; // likewise
     struct lli_stream_conn *conns[LLI_NUM_STREAM_CONNS_MAX];
     size_t num_conns;
     void *owner;
     // A connection broke or its peer misbehaved.  Called once; the owner then closes the stream.
     void (*on_failed)(struct lli_stream *stream, const char *why);
 
-    _Atomic uint64_t bytes_in; // received in all
+    _Atomic uint64_t bytes_in; // of transfers, received in all
     _Atomic bool failed;       // every thread leaves off; set under the lock
 
     pthread_mutex_t lock;
@@ -135,6 +157,13 @@ uint64_t lli_stream_arrived(struct lli_stream *stream, const struct lli_stream_j
 bool lli_stream_is_under_way(struct lli_stream *stream, const struct lli_stream_job *job);
 // May the peer have received all bytes of a job that is being sent?
 bool lli_stream_has_begun_all(struct lli_stream *stream, const struct lli_stream_job *job);
+// To be called once a tick.  `peer_speaks`: its control connection was heard since the last time.  Sends
+// probes, and says why a connection is dead, or NULL: silent for `silent_ticks`, or without taking a
+// byte of a frame for `stuck_ticks`.
+const char *lli_stream_watch(struct lli_stream *stream, bool peer_speaks, uint64_t silent_ticks,
+                             uint64_t stuck_ticks);
+// Asks the peer for a probe on each connection, now.
+void lli_stream_ask_for_life(struct lli_stream *stream);
 // Calls done for what was sent or has arrived, as seen from outside, before this call.
 void lli_stream_settle(struct lli_stream *stream);
 

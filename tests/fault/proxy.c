@@ -26,6 +26,7 @@ struct way {
     uint64_t held_until_ms;
     bool ended;
     bool drops;
+    bool swallows; // all that comes is taken and lost, without a sign
 };
 
 struct pair {
@@ -121,6 +122,8 @@ static void
 pass_on(struct pair *pair, unsigned direction)
 {
     struct way *way = &pair->ways[direction];
+    if (way->swallows)
+        way->num_bytes = 0;
     while (pair->open && way->num_bytes > 0 && now_ms() >= way->held_until_ms) {
         size_t bytes = spoil(pair, direction);
         if (!pair->open || way->drops) {
@@ -191,9 +194,27 @@ run(int listen_fd, uint16_t target_port, const struct talk *talk)
 }
 
 static void
+swallow(unsigned to_listener, unsigned back)
+{
+    for (size_t i = 0; i < PAIRS_MAX; i++) {
+        if (pairs[i].open && pairs[i].index > 0 && pairs[i].index != UINT32_MAX) {
+            pairs[i].ways[0].swallows |= to_listener != 0;
+            pairs[i].ways[1].swallows |= back != 0;
+        }
+    }
+}
+
+static void
 answer(struct talk *talk, const char *line)
 {
     unsigned fault;
+    unsigned to_listener;
+    unsigned back;
+    if (sscanf(line, "swallow %u %u", &to_listener, &back) == 2) {
+        swallow(to_listener, back);
+        talk_say(talk, "0");
+        return;
+    }
     if (strcmp(line, "report") == 0) {
         talk_say(talk, "%d %" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRIu64,
                  struck, passed[0][0], passed[0][1], passed[1][0], passed[1][1], passed[2][0],
@@ -251,6 +272,13 @@ proxy_plan(struct proxy *proxy, const struct proxy_plan *wanted)
     char line[LINE_BYTES];
     process_ask(&proxy->process, line, "plan %u %u %u %" PRIu64 " %u", wanted->fault, wanted->conn,
                 wanted->direction, wanted->offset, wanted->delay_ms);
+}
+
+void
+proxy_swallow(struct proxy *proxy, bool to_listener, bool back)
+{
+    char line[LINE_BYTES];
+    process_ask(&proxy->process, line, "swallow %d %d", to_listener, back);
 }
 
 bool

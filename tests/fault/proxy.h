@@ -35,6 +35,9 @@ int proxy_serve(struct talk *talk);
 // In the test.
 void proxy_start(struct proxy *proxy, uint16_t target_port);
 void proxy_plan(struct proxy *proxy, const struct proxy_plan *plan);
+// Of the connections that there are by now, but for the first one since the last plan, nothing arrives
+// any more on these ways.
+void proxy_swallow(struct proxy *proxy, bool to_listener, bool back);
 // Was it done?  And how many bytes have passed on each of the connections since.
 bool proxy_report(struct proxy *proxy, uint64_t ret_passed[PROXY_CONNS_MAX][PROXY_DIRECTIONS]);
 

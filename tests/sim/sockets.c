@@ -178,6 +178,8 @@ SIM_CALL(ssize_t, recv, int fd, void *bytes, size_t num_bytes, int flags)
     struct iovec piece = {bytes, num_bytes};
     if (!must_not_block(file, flags))
         return -1;
+    if (file->tcp != NULL && (flags & MSG_PEEK) != 0)
+        return sim_tcp_peek(file->tcp);
     if (file->tcp != NULL)
         return sim_tcp_receive(file->tcp, &piece, 1);
     struct msghdr header = {.msg_iov = &piece, .msg_iovlen = 1};

@@ -15,6 +15,8 @@ void sim_tcp_name(const struct sim_tcp *tcp, bool remote, struct sockaddr_in *re
 int sim_tcp_take_error(struct sim_tcp *tcp);
 int sim_tcp_shutdown(struct sim_tcp *tcp, int how);
 ssize_t sim_tcp_send(struct sim_tcp *tcp, const struct iovec *pieces, size_t num_pieces, int flags);
+// Is there a byte?  1, or -1 and EAGAIN.
+ssize_t sim_tcp_peek(const struct sim_tcp *tcp);
 ssize_t sim_tcp_receive(struct sim_tcp *tcp, const struct iovec *pieces, size_t num_pieces);
 void sim_tcp_reset(void);
 

@@ -575,6 +575,15 @@ scatter(struct sim_tcp *tcp, size_t bytes, const struct iovec *pieces)
 }
 
 ssize_t
+sim_tcp_peek(const struct sim_tcp *tcp)
+{
+    if (tcp->ready_bytes > 0)
+        return 1;
+    errno = EAGAIN;
+    return -1;
+}
+
+ssize_t
 sim_tcp_receive(struct sim_tcp *tcp, const struct iovec *pieces, size_t num_pieces)
 {
     size_t bytes = 0;
