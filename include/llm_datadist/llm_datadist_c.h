@@ -182,7 +182,8 @@ typedef struct llm_option {
  * optional for every role (§13.3); of a Decoder or Mix that becomes version 2 by registering memory it
  * is read, and listened at, then. */
 #define LLM_OPTION_LISTEN_IP_INFO "llm.ListenIpInfo"
-/* Device ids, separated by ';', each 0..2147483647, at most 64; version 2: one.  Required (§4.2). */
+/* Device ids, separated by ';', each 0..2147483647 and once, at most 64; version 2: one.  Required
+ * (§4.2). */
 #define LLM_OPTION_DEVICE_ID "llm.DeviceId"
 /* Time limit in milliseconds, 1..2147483647, of a pull, of a query, and of each layer of a push: a push
  * of n layers has n times as long.  Default 1000 (§4.4).  The original's holds for allocate, deallocate
@@ -486,7 +487,7 @@ LLM_API llm_status llm_get_cache_info(llm_datadist *dd, int64_t cache_id, llm_ca
 
 typedef struct llm_ip_info {
     const char *ip; /* strict dotted quad */
-    uint16_t port;
+    uint16_t port; /* of a listener to link to: 1..65535 */
 } llm_ip_info;
 
 typedef struct llm_cluster_info {

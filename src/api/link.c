@@ -80,6 +80,23 @@ check_plain(const llm_cluster_info *clusters, size_t num_clusters, int32_t timeo
     return LLM_SUCCESS;
 }
 
+// Nobody listens at port 0.  An unlink doesn't look at ports.
+static llm_status
+check_ports(const llm_cluster_info *clusters, size_t num_clusters)
+{
+    for (size_t i = 0; i < num_clusters; i++) {
+        llm_cluster_info info = cluster_at(clusters, i);
+        for (size_t d = 0; info.remote_ip_infos != NULL && d < info.num_remote_ip_infos; d++) {
+            if (info.remote_ip_infos[d].port == 0)
+                return lli_fail(LLM_PARAM_INVALID, "link",
+                                "clusters[%zu].remote_ip_infos[%zu].port is 0, expected 1..65535, "
+                                "where the peer listens",
+                                i, d);
+        }
+    }
+    return LLM_SUCCESS;
+}
+
 static bool
 same_addresses(const llm_cluster_info *a, const llm_cluster_info *b, size_t num_addresses)
 {
@@ -383,6 +400,8 @@ run_call(struct call *call, const llm_cluster_info *clusters, size_t num_cluster
         *ret_num_rets = 0;
     LLI_TRY(take_turn(call));
     llm_status status = check_lists(call, clusters, num_clusters);
+    if (status == LLM_SUCCESS && !call->unlinks)
+        status = check_ports(clusters, num_clusters);
     if (status == LLM_SUCCESS)
         status = copy_clusters(call, clusters, num_clusters);
     if (status == LLM_SUCCESS)

@@ -243,6 +243,20 @@ fill_device_ids(const char *value, int32_t *ids)
     }
 }
 
+// A device twice would be two pools in one memory, which the original leaves to chance.
+static llm_status
+check_device_ids(const char *value, const int32_t *ids, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        for (size_t j = 0; j < i; j++) {
+            if (ids[i] == ids[j])
+                return lli_reject_option(LLM_OPTION_DEVICE_ID, value,
+                                         "expected each device once, but found %d twice", ids[i]);
+        }
+    }
+    return LLM_SUCCESS;
+}
+
 static llm_status
 parse_device_ids(struct reading *reading, const char *value)
 {
@@ -261,7 +275,8 @@ parse_device_ids(struct reading *reading, const char *value)
     if (reading->out->device_ids == NULL)
         return lli_fail(LLM_FAILED, "options", "no memory for " LLM_OPTION_DEVICE_ID);
     reading->out->num_devices = count;
-    return fill_device_ids(value, reading->out->device_ids);
+    LLI_TRY(fill_device_ids(value, reading->out->device_ids));
+    return check_device_ids(value, reading->out->device_ids, count);
 }
 
 static llm_status

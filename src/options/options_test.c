@@ -165,7 +165,8 @@ device_ids_follow_the_number_grammar(void **state)
     static const struct value_case cases[] = {
         {"0", GOOD},
         {"0;1;2", GOOD},
-        {"1;1", GOOD},
+        {"1;1", BAD},
+        {"1;0;+01", BAD},
         {"2147483647", GOOD},
         {" 1", GOOD},
         {"+1", GOOD},
@@ -214,15 +215,17 @@ blanks_before_a_number_are_those_of_the_c_locale(void **state)
 }
 
 static void
-device_ids_keep_their_order_and_duplicates(void **state)
+device_ids_keep_their_order_and_stand_once(void **state)
 {
     struct lli_options o;
     (void)state;
-    assert_int_equal(parse_one(LLM_OPTION_DEVICE_ID, "3;0;3;2147483647", LLM_ROLE_DECODER, &o), 0);
-    assert_int_equal(o.num_devices, 4);
-    const int32_t expected[] = {3, 0, 3, INT32_MAX};
+    assert_int_equal(parse_one(LLM_OPTION_DEVICE_ID, "3;0;2147483647", LLM_ROLE_DECODER, &o), 0);
+    assert_int_equal(o.num_devices, 3);
+    const int32_t expected[] = {3, 0, INT32_MAX};
     assert_memory_equal(o.device_ids, expected, sizeof(expected));
     lli_options_fini(&o);
+    assert_int_equal(parse_one(LLM_OPTION_DEVICE_ID, "3;0;3", LLM_ROLE_DECODER, &o), BAD);
+    assert_explained(LLM_OPTION_DEVICE_ID, "each device once, but found 3 twice");
 }
 
 static void
@@ -237,14 +240,15 @@ a_missing_device_id_is_rejected(void **state)
 static void
 more_than_64_devices_are_rejected(void **state)
 {
-    char list[2 * 65] = "";
+    char list[3 * 65 + 1] = "";
     struct lli_options o;
     (void)state;
-    for (size_t i = 0; i < 65; i++)
-        memcpy(list + 2 * i, i < 64 ? "7;" : "7", 2);
+    for (int i = 0; i < 65; i++)
+        snprintf(list + 3 * i, 4, "%02d;", i);
+    list[3 * 65 - 1] = '\0';
     assert_int_equal(parse_one(LLM_OPTION_DEVICE_ID, list, LLM_ROLE_DECODER, &o), BAD);
     assert_explained(LLM_OPTION_DEVICE_ID, "at most 64 devices, but these are 65");
-    list[127] = '\0';
+    list[3 * 64 - 1] = '\0';
     assert_int_equal(parse_one(LLM_OPTION_DEVICE_ID, list, LLM_ROLE_DECODER, &o), GOOD);
     assert_int_equal(o.num_devices, 64);
     lli_options_fini(&o);
@@ -333,17 +337,17 @@ static void
 the_bad_item_of_a_long_list_is_named(void **state)
 {
     char list[64 * 18];
+    char ids[64 * 3] = "40";
     size_t used = 0;
     struct lli_options o;
     (void)state;
-    for (size_t i = 0; i < 40; i++)
+    for (size_t i = 0; i < 40; i++) {
         used += (size_t)snprintf(list + used, sizeof(list) - used, "10.0.0.1:26000;");
+        snprintf(ids + strlen(ids), sizeof(ids) - strlen(ids), ";%zu", i);
+    }
     snprintf(list + used, sizeof(list) - used, "10.0.0.1:x");
     assert_int_equal(
-        PARSE(LLM_ROLE_PROMPT, &o,
-              {LLM_OPTION_DEVICE_ID, "0;0;0;0;0;0;0;0;0;0;0;0;0;0;0;0;0;0;0;0;0;0;0;0;0;0;0;0;0;0;"
-                                     "0;0;0;0;0;0;0;0;0;0;0"},
-              {LLM_OPTION_LISTEN_IP_INFO, list}),
+        PARSE(LLM_ROLE_PROMPT, &o, {LLM_OPTION_DEVICE_ID, ids}, {LLM_OPTION_LISTEN_IP_INFO, list}),
         LLM_PARAM_INVALID);
     assert_explained(LLM_OPTION_LISTEN_IP_INFO, "10.0.0.1:26000;");
     assert_logged(LLM_LOG_ERROR, "...\"");
@@ -1180,7 +1184,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         TEST(device_ids_follow_the_number_grammar),
         TEST(blanks_before_a_number_are_those_of_the_c_locale),
-        TEST(device_ids_keep_their_order_and_duplicates),
+        TEST(device_ids_keep_their_order_and_stand_once),
         TEST(a_missing_device_id_is_rejected),
         TEST(more_than_64_devices_are_rejected),
         TEST(a_prompt_listens_at_a_strict_ipv4_and_port),

@@ -94,18 +94,23 @@ conformance_4_2_rule_01_missing_empty_or_malformed_ids_are_param_invalid(void **
 }
 
 static void
-conformance_4_2_rule_02_duplicates_are_accepted_and_counted(void **state)
+conformance_4_2_rule_02_ids_are_counted_and_stand_once(void **state)
 {
     struct party party;
     struct party_options options = {.num_devices = 3};
     struct kv kv;
     (void)state;
-    // "0;0;0"
+    // "0;1;2"
     open_party_with(&party, 1, LLM_ROLE_DECODER, &options);
     open_bytes(&kv, &party, 2, 2, 8);
     assert_int_equal(kv.cache.num_tensor_addrs, 6);
     close_party(&party);
     forget_kv(&kv);
+    llm_option twice = {LLM_OPTION_DEVICE_ID, "0;1;0"};
+    llm_datadist *dd;
+    assert_int_equal(llm_create(1, LLM_ROLE_DECODER, &dd), LLM_SUCCESS);
+    assert_int_equal(llm_initialize(dd, &twice, 1), LLM_PARAM_INVALID);
+    llm_destroy(dd);
 }
 
 static void
@@ -344,7 +349,7 @@ static const struct CMUnitTest tests[] = {
     TEST(conformance_4_1_rule_02_anything_else_in_a_number_is_param_invalid),
     TEST(conformance_4_1_rule_03_empty_items_are_errors),
     TEST(conformance_4_2_rule_01_missing_empty_or_malformed_ids_are_param_invalid),
-    TEST(conformance_4_2_rule_02_duplicates_are_accepted_and_counted),
+    TEST(conformance_4_2_rule_02_ids_are_counted_and_stand_once),
     TEST(conformance_4_3_rule_01_one_item_per_device_is_required),
     TEST(conformance_4_3_rule_02_two_parts_and_a_strict_dotted_quad),
     TEST(conformance_4_3_rule_03_ports_0_to_65535),

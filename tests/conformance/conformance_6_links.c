@@ -214,6 +214,30 @@ prove_call(struct bed *bed, unsigned check, bool unlink)
     assert_int_equal(num_links(&bed->decoder), unlink ? 0 : 2);
 }
 
+static void
+test_port_0_of_a_peer_is_refused_before_anything_is_tried(void **state)
+{
+    struct bed *bed = *state;
+    size_t num_devices = suite.num_devices;
+    llm_ip_info here[8];
+    llm_ip_info there[8];
+    size_t num_rets = 7;
+    llm_status ret = SENTINEL;
+    char text[512];
+    for (size_t d = 0; d < num_devices; d++) {
+        here[d] = (llm_ip_info){"127.0.0.1", 0};
+        there[d] = (llm_ip_info){"127.0.0.1", (uint16_t)(d == 0 ? 1 : 0)};
+    }
+    there[0].port = num_devices == 1 ? 0 : 1;
+    llm_cluster_info cluster = {sizeof(cluster), 1, 0, here, num_devices, there, num_devices};
+    assert_int_equal(llm_link_clusters(bed->decoder.dd, &cluster, 1, &ret, &num_rets, 1000),
+                     LLM_PARAM_INVALID);
+    assert_int_equal(num_rets, 0);
+    assert_true(ret == SENTINEL);
+    llm_last_error(text, sizeof(text));
+    assert_non_null(strstr(text, "port is 0, expected 1..65535"));
+}
+
 #define PROVE_LINK(name, check)                                                                    \
     static void name(void **state)                                                                 \
     {                                                                                              \
@@ -898,6 +922,7 @@ conformance_6_2_rule_06_unlink_and_link_again_many_times(void **state)
 static const struct CMUnitTest tests[] = {
     TEST(conformance_6_1_check_01_not_initialized_is_failed),
     TEST(conformance_6_1_check_02_timeout_not_positive_is_param_invalid),
+    TEST(test_port_0_of_a_peer_is_refused_before_anything_is_tried),
     TEST(conformance_6_1_check_03_ip_that_is_no_dotted_quad_is_param_invalid),
     TEST(conformance_6_1_check_04_other_roles_than_decoder_are_param_invalid),
     TEST(conformance_6_1_check_05_link_while_another_link_runs_is_processing_link),

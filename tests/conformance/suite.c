@@ -116,7 +116,9 @@ open_party_with(struct party *party, uint64_t id, llm_role role,
     size_t num_devices = options->num_devices > 0 ? options->num_devices : suite.num_devices;
     const char *transports = options->transports != NULL ? options->transports : suite.transport;
     const char *sync_ms = options->sync_ms != NULL ? options->sync_ms : "20000";
-    join_items(ids, sizeof(ids), "0", num_devices);
+    ids[0] = '\0';
+    for (size_t i = 0; i < num_devices; i++)
+        snprintf(ids + strlen(ids), sizeof(ids) - strlen(ids), "%s%zu", i > 0 ? ";" : "", i);
     join_items(addresses, sizeof(addresses), "127.0.0.1:0", num_devices);
     // A machine that is busy with other tests falls silent.
     const char *liveness_ms = options->liveness_ms != NULL ? options->liveness_ms : "20000";
