@@ -487,7 +487,7 @@ LLM_API llm_status llm_get_cache_info(llm_datadist *dd, int64_t cache_id, llm_ca
 
 typedef struct llm_ip_info {
     const char *ip; /* strict dotted quad */
-    uint16_t port; /* of a listener to link to: 1..65535 */
+    uint16_t port;  /* of a listener to link to: 1..65535 */
 } llm_ip_info;
 
 typedef struct llm_cluster_info {

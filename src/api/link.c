@@ -1,5 +1,6 @@
 // Links (§6, §13.4).
 #include <arpa/inet.h>
+#include <stdio.h>
 
 #include "api/check.h"
 #include "base/log.h"
@@ -288,10 +289,14 @@ summarise(const struct call *call, llm_status failed, bool (*is_failure)(llm_sta
         lli_set_last_error(last_why); // another thread may have found it
     if (call->version_2)
         return last;
-    if (num_failed > 0)
-        return lli_fail(failed, "link", "%s: %zu of %zu clusters failed: %s", call->name,
-                        num_failed, call->num_clusters, why);
-    return first;
+    if (num_failed == 0)
+        return first;
+    // Each has been told of in the log; the caller learns how many there are.
+    char text[sizeof(call->clusters->why) + 96];
+    snprintf(text, sizeof(text), "link: %s: %zu of %zu clusters failed: %s", call->name, num_failed,
+             call->num_clusters, why);
+    lli_set_last_error(text);
+    return failed;
 }
 
 // The text of this thread's failure, for the thread that sums up.

@@ -38,7 +38,6 @@ static void
 tick(void *arg, uint64_t now_ns)
 {
     struct llm_datadist *dd = arg;
-    lli_log_speak_for(dd->cluster_id);
     lli_log_left_out(now_ns);
     lli_links_tick(&dd->node);
     lli_paths_tick(&dd->node);
@@ -310,6 +309,7 @@ static void
 name_thread(void *arg)
 {
     struct llm_datadist *dd = arg;
+    lli_log_speak_for(dd->cluster_id);
     LLI_STORE(dd->segment.layout->header.own_thread, (uint64_t)gettid());
 }
 
