@@ -125,10 +125,14 @@ pull(struct pair *pair, enum transfer_kind kind, uint64_t count)
     assert_int_equal(member_transfer(&pair->reader, &transfer), LLM_SUCCESS);
 }
 
-static const uint8_t *
-slot_of(const struct pair *pair, uint64_t slot)
+// Zeros, but for the first page of one that the owner has written.
+static bool
+slot_holds(const struct pair *pair, uint64_t slot, bool is_written)
 {
-    return (const uint8_t *)pair->reader.caches[INDEX].addresses[0] + slot * MIB;
+    static uint8_t expected[MIB];
+    memset(expected, is_written ? 0xab : 0, 4096);
+    return memcmp((const uint8_t *)pair->reader.caches[INDEX].addresses[0] + slot * MIB, expected,
+                  MIB) == 0;
 }
 
 static void
@@ -144,8 +148,7 @@ test_what_was_never_written_arrives_as_zeros_and_stays_unwritten(void **state)
     // One slot alone.
     member_fill(&pair.reader, INDEX, 5);
     pull(&pair, TRANSFER_PULL_SLOT, 3);
-    for (size_t i = 0; i < MIB; i++)
-        assert_int_equal(slot_of(&pair, 0)[i], 0);
+    assert_true(slot_holds(&pair, 0, false));
     PROCESS_EXPECT(&pair.owner, "0", "memory");
     close_pair(&pair);
 }
@@ -161,16 +164,14 @@ test_of_what_was_written_in_part_the_rest_stays_unwritten(void **state)
     open_pair(&pair);
     for (size_t i = 0; i < NUM_WRITTEN; i++)
         process_ask(&pair.owner, line, "write %u", written[i]);
-    for (int round = 0; round < 3; round++) {
+    for (int round = 0; round < 2; round++) {
         member_fill(&pair.reader, INDEX, 5);
         pull(&pair, TRANSFER_PULL_BLOCKS, NUM_SLOTS);
         for (unsigned slot = 0, next = 0; slot < NUM_SLOTS; slot++) {
             bool is_written = next < NUM_WRITTEN && written[next] == slot;
             next += is_written;
-            for (size_t i = 0; i < MIB; i++) {
-                if (slot_of(&pair, slot)[i] != (is_written && i < 4096 ? 0xab : 0))
-                    fail_msg("slot %u, byte %zu", slot, i);
-            }
+            if (!slot_holds(&pair, slot, is_written))
+                fail_msg("slot %u", slot);
         }
     }
     // Each written page, and what is read with it.
