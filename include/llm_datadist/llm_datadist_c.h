@@ -49,7 +49,10 @@
  * otherwise.  llm_finalize, llm_destroy and llm_set_role must not run beside other calls on the
  * same instance.  NULL for an instance is answered as one that is not initialized: LLM_FAILED.
  *
- * fork.  An instance must not be used in a forked child; create a new one there.
+ * fork.  A forked child doesn't have its parent's instances: every call on one fails there with
+ * LLM_FAILED, llm_finalize and llm_destroy let go of it, their descriptors are closed, and the memory of
+ * allocated caches is not there.  The parent and its peers don't notice what the child does, nor how long
+ * it lives.  It may create instances of its own.
  *
  * Structs.  A struct that may grow begins with `struct_size`: set it to sizeof the struct (0 is read
  * as its first published size).  Fields past it count as zero and are never written, and an array steps

@@ -1,5 +1,6 @@
 #include "api/check.h"
 
+#include "base/fork.h"
 #include "base/log.h"
 
 llm_status
@@ -10,6 +11,11 @@ lli_check_initialized(const llm_datadist *dd, const char *call)
     if (!atomic_load(&dd->initialized))
         return lli_fail(LLM_FAILED, "api", "%s: cluster %llu is not initialized", call,
                         (unsigned long long)dd->cluster_id);
+    if (dd->num_forks != lli_fork_count())
+        return lli_fail(LLM_FAILED, "api",
+                        "%s: cluster %llu is an instance of process %d, of which this one is a "
+                        "forked child: it needs one of its own",
+                        call, (unsigned long long)dd->cluster_id, (int)dd->pid);
     lli_log_speak_for(dd->cluster_id);
     return LLM_SUCCESS;
 }

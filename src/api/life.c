@@ -1,5 +1,8 @@
 // Life cycle (§5).
 #include "api/check.h"
+
+#include <unistd.h>
+
 #include "base/lock.h"
 #include "base/log.h"
 #include "base/mem.h"
@@ -68,11 +71,20 @@ initialize_locked(llm_datadist *dd, const llm_option *options, size_t num_option
     return LLM_SUCCESS;
 }
 
+// In a forked child, of an instance of the parent's.  Its lock may be held by a thread that isn't here.
+static bool
+is_of_parent(const llm_datadist *dd)
+{
+    return atomic_load(&dd->initialized) && dd->pid != getpid();
+}
+
 llm_status
 llm_initialize(llm_datadist *dd, const llm_option *options, size_t num_options)
 {
     if (dd == NULL)
         return lli_fail(LLM_FAILED, "api", "llm_initialize: the instance is NULL");
+    if (is_of_parent(dd))
+        return lli_check_initialized(dd, "llm_initialize");
     lli_log_speak_for(dd->cluster_id);
     lli_lock(&dd->life_lock);
     llm_status status = initialize_locked(dd, options, num_options);
@@ -85,6 +97,10 @@ llm_finalize(llm_datadist *dd)
 {
     if (dd == NULL)
         return;
+    if (is_of_parent(dd)) {
+        lli_engine_forget(dd);
+        return;
+    }
     lli_lock(&dd->life_lock);
     if (atomic_load(&dd->initialized)) {
         atomic_store(&dd->initialized, false);

@@ -123,6 +123,13 @@ llm_set_log_sink(llm_log_sink new_sink, void *arg)
     pthread_rwlock_unlock(&sink_lock);
 }
 
+void
+lli_log_in_child(void)
+{
+    pthread_rwlock_init(&sink_lock, NULL);
+    lli_log_limit_in_child();
+}
+
 bool
 lli_log_enabled(llm_log_level level)
 {

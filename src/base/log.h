@@ -26,6 +26,9 @@ void lli_log_speak_for(uint64_t cluster_id);
 // Tells what repeated itself too often to be said each time (log_limit.h).  Called now and then.
 void lli_log_left_out(uint64_t now_ns);
 
+// In a forked child: another thread of the parent's may have held the log's locks.
+void lli_log_in_child(void);
+
 // Control characters become '?': texts of peers and callers are shown, and returned.
 void lli_clean_text(char *text);
 

@@ -19,6 +19,12 @@ struct place {
 static pthread_mutex_t places_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct place places[NUM_PLACES];
 
+void
+lli_log_limit_in_child(void)
+{
+    pthread_mutex_init(&places_lock, NULL);
+}
+
 static uint32_t
 hash(const char *text)
 {

@@ -23,5 +23,7 @@ bool lli_log_take_left_out(uint64_t now_ns, struct lli_log_left_out *ret_left_ou
 
 // Forgets all that has been said.
 void lli_log_begin_anew(void);
+// In a forked child.
+void lli_log_limit_in_child(void);
 
 #endif

@@ -6,6 +6,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "base/fork.h"
 #include "base/log.h"
 #include "base/os.h"
 
@@ -45,8 +46,10 @@ lli_loop_open(struct lli_loop *loop, uint32_t tick_ms, void (*tick)(void *arg, u
         return lli_fail(LLM_FAILED, "loop", "eventfd: %s", strerror(errno));
     }
     pthread_mutex_init(&loop->lock, NULL);
+    lli_fork_watch(loop->epoll_fd);
     llm_status status = lli_loop_add(loop, &loop->wake);
     if (status != LLM_SUCCESS) {
+        lli_fork_unwatch(loop->epoll_fd);
         close(loop->wake.fd);
         close(loop->epoll_fd);
         pthread_mutex_destroy(&loop->lock);
@@ -61,8 +64,10 @@ lli_loop_add(struct lli_loop *loop, struct lli_source *source)
     // First: the loop's thread may have an event before this returns.
     source->added = true;
     lli_list_init(&source->dead);
+    lli_fork_watch(source->fd);
     if (epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, source->fd, &event) == 0)
         return LLM_SUCCESS;
+    lli_fork_unwatch(source->fd);
     source->added = false;
     return lli_fail(LLM_FAILED, "loop", "epoll_ctl: %s", strerror(errno));
 }
@@ -90,6 +95,7 @@ lli_loop_remove(struct lli_loop *loop, struct lli_source *source)
     if (!source->added)
         return;
     epoll_ctl(loop->epoll_fd, EPOLL_CTL_DEL, source->fd, NULL);
+    lli_fork_unwatch(source->fd);
     close(source->fd);
     source->fd = -1;
     source->added = false;
@@ -217,6 +223,7 @@ lli_loop_close(struct lli_loop *loop)
     (void)run_tasks(loop);
     lli_loop_remove(loop, &loop->wake);
     free_dead(loop);
+    lli_fork_unwatch(loop->epoll_fd);
     close(loop->epoll_fd);
     pthread_mutex_destroy(&loop->lock);
 }

@@ -19,6 +19,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/fork.h"
+
 uint64_t
 lli_now_ns(void)
 {
@@ -150,11 +152,13 @@ lli_physical_memory_bytes(void)
     return (uint64_t)info.totalram * info.mem_unit;
 }
 
-// A core dump would bring in every page of a sparse file, and hold the caches of a peer.
+// A core dump would bring in every page of a sparse file, and hold the caches of a peer.  A forked child
+// would keep all of that memory when this process is dead.
 static void
-keep_out_of_dumps(void *base, uint64_t bytes)
+keep_here(void *base, uint64_t bytes)
 {
     (void)madvise(base, bytes, MADV_DONTDUMP);
+    (void)madvise(base, bytes, MADV_DONTFORK);
 }
 
 // A second descriptor for the same file that can't be mapped writable.
@@ -178,12 +182,13 @@ lli_memory_file_create(const char *name, uint64_t bytes, void **ret_base)
     void *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
     if (base == MAP_FAILED)
         goto close_fd;
-    keep_out_of_dumps(base, bytes);
+    keep_here(base, bytes);
     // What peers get can only be read.  (F_SEAL_FUTURE_WRITE would also forbid returning pages.)
     int read_only_fd = lli_memory_file_open_again(fd);
     if (read_only_fd < 0)
         goto unmap;
     close(fd);
+    lli_fork_watch(read_only_fd);
     *ret_base = base;
     return read_only_fd;
 
@@ -196,6 +201,14 @@ close_fd:;
     close(fd);
     errno = error;
     return -1;
+}
+
+void
+lli_memory_file_close(int fd, void *base, uint64_t bytes)
+{
+    munmap(base, bytes);
+    lli_fork_unwatch(fd);
+    close(fd);
 }
 
 const void *
@@ -216,7 +229,7 @@ lli_memory_file_map(int fd, uint64_t bytes)
     void *base = mmap(NULL, bytes, PROT_READ, MAP_SHARED | MAP_NORESERVE, fd, 0);
     if (base == MAP_FAILED)
         return NULL;
-    keep_out_of_dumps(base, bytes);
+    keep_here(base, bytes);
     return base;
 }
 

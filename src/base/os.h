@@ -51,6 +51,7 @@ uint64_t lli_physical_memory_bytes(void);
 // A memory file of fixed size, mapped writable here.  The descriptor is for others: it is read-only,
 // and the file can neither shrink nor grow.  Core dumps leave it out.  -1 and errno on failure.
 int lli_memory_file_create(const char *name, uint64_t bytes, void **ret_base);
+void lli_memory_file_close(int fd, void *base, uint64_t bytes);
 
 // Maps somebody's memory file read-only, after checking that its size is `bytes` and can't shrink,
 // and that it is of ordinary pages.  Core dumps leave it out.

@@ -69,8 +69,7 @@ lli_pool_close(struct lli_pool *pool)
         lli_extents_fini(&pool->classes[i].extents);
     lli_free(pool->classes);
     lli_extents_fini(&pool->extents);
-    munmap(pool->base, pool->bytes);
-    close(pool->fd);
+    lli_memory_file_close(pool->fd, pool->base, pool->bytes);
     memset(pool, 0, sizeof(*pool));
 }
 

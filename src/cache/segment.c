@@ -34,6 +34,13 @@ leave_list(struct lli_segment *segment)
     pthread_mutex_unlock(&open_lock);
 }
 
+void
+lli_segment_in_child(void)
+{
+    pthread_mutex_init(&open_lock, NULL);
+    open_segments = NULL;
+}
+
 bool
 lli_segment_is_read_here(uint64_t owner, uint64_t generation)
 {
@@ -84,8 +91,7 @@ lli_segment_close(struct lli_segment *segment)
         return;
     leave_list(segment);
     lli_extents_fini(&segment->addresses);
-    munmap(segment->layout, sizeof(*segment->layout));
-    close(segment->fd);
+    lli_memory_file_close(segment->fd, segment->layout, sizeof(*segment->layout));
     memset(segment, 0, sizeof(*segment));
 }
 

@@ -145,6 +145,8 @@ llm_status lli_segment_open(struct lli_segment *segment, uint64_t cluster_id, ui
                             size_t num_devices);
 // Readers that still map it find every cache gone.
 void lli_segment_close(struct lli_segment *segment);
+// In a forked child: forgets the parent's segments, whose memory isn't there.
+void lli_segment_in_child(void);
 
 // The first id from `id` on that has room in the directory; `id` itself if none has.
 int64_t lli_segment_next_id(const struct lli_segment *segment, int64_t id);

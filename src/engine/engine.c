@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "base/cgroup.h"
+#include "base/fork.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/os.h"
@@ -155,20 +156,39 @@ on_message(struct lli_link *link, const struct lli_message_header *header, struc
 
 // ---- opening, in order; closing, in reverse ----
 
+static pthread_mutex_t token_lock = PTHREAD_MUTEX_INITIALIZER;
+
 static uint64_t
 process_token(void)
 {
-    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-    static uint64_t token;  // guarded by lock
+    static uint64_t token;  // guarded by token_lock
     static pid_t token_pid; // likewise
-    pthread_mutex_lock(&lock);
+    pthread_mutex_lock(&token_lock);
     // A forked child is another process.
     if (token_pid != getpid())
         token = lli_random_u64();
     token_pid = getpid();
     uint64_t own = token;
-    pthread_mutex_unlock(&lock);
+    pthread_mutex_unlock(&token_lock);
     return own;
+}
+
+// Another thread of the parent's may have held any lock.  Those of instances stay as they are: nobody
+// touches the parent's instances here.
+static void
+in_child(void)
+{
+    lli_fork_in_child();
+    lli_log_in_child();
+    lli_segment_in_child();
+    pthread_mutex_init(&token_lock, NULL);
+}
+
+static void
+watch_forks(void)
+{
+    // Without memory for it a child does without.
+    (void)pthread_atfork(NULL, NULL, in_child);
 }
 
 static uint32_t
@@ -383,7 +403,9 @@ close_pools:
 llm_status
 lli_engine_open(struct llm_datadist *dd, const llm_option *options, size_t num_options)
 {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
     llm_role role = (llm_role)atomic_load(&dd->role);
+    pthread_once(&once, watch_forks);
     LLI_TRY(lli_options_parse(options, num_options, role, &dd->options));
     llm_status status = lli_options_parse_tiers(&dd->options);
     if (status == LLM_SUCCESS)
@@ -392,7 +414,32 @@ lli_engine_open(struct llm_datadist *dd, const llm_option *options, size_t num_o
         lli_options_fini(&dd->options);
     else
         atomic_store(&dd->version_2, dd->options.version_2);
+    dd->pid = getpid();
+    dd->num_forks = lli_fork_count();
     return status;
+}
+
+void
+lli_engine_forget(struct llm_datadist *dd)
+{
+    static struct forgotten {
+        struct forgotten *next;
+        struct llm_datadist dd;
+    } * _Atomic all;
+    // What it points to stays where leak checkers find it.
+    struct forgotten *forgotten = lli_malloc(sizeof(*forgotten));
+    if (forgotten != NULL) {
+        memcpy(&forgotten->dd, dd, sizeof(*dd));
+        forgotten->next = atomic_load(&all);
+        while (!atomic_compare_exchange_weak(&all, &forgotten->next, forgotten)) {
+        }
+    }
+    uint64_t cluster_id = dd->cluster_id;
+    int role = atomic_load(&dd->role);
+    memset(dd, 0, sizeof(*dd));
+    dd->cluster_id = cluster_id;
+    atomic_init(&dd->role, role);
+    pthread_mutex_init(&dd->life_lock, NULL);
 }
 
 static void

@@ -4,6 +4,7 @@
 #define LLI_ENGINE_H
 
 #include <pthread.h>
+#include <sys/types.h>
 
 #include "base/loop.h"
 #include "cache/pool.h"
@@ -21,6 +22,8 @@ struct llm_datadist {
     pthread_mutex_t life_lock; // serialises initialize, and what may change the listeners
     _Atomic bool initialized;
     _Atomic bool version_2; // the rules of §13
+    pid_t pid;              // of the process that initialized it
+    unsigned num_forks;     // lli_fork_count there
 
     // Open while initialized.
     struct lli_options options;
@@ -39,6 +42,9 @@ struct llm_datadist {
 // Opens everything; on failure nothing stays open.
 llm_status lli_engine_open(struct llm_datadist *dd, const llm_option *options, size_t num_options);
 void lli_engine_close(struct llm_datadist *dd);
+// In a forked child, of the parent's instance: lets go of it, and does nothing that the parent could
+// notice.
+void lli_engine_forget(struct llm_datadist *dd);
 
 // Replaces the listeners by one at `address`, or by none if it is NULL.  On failure the old ones go
 // on listening.

@@ -229,6 +229,15 @@ SIM_CALL(int, pthread_sigmask, int how, const sigset_t *set, sigset_t *old)
     return 0;
 }
 
+// Nobody forks.
+SIM_CALL(int, pthread_atfork, void (*prepare)(void), void (*parent)(void), void (*child)(void))
+{
+    (void)prepare;
+    (void)parent;
+    (void)child;
+    return 0;
+}
+
 SIM_CALL(int, pthread_once, pthread_once_t *once, void (*run)(void))
 {
     while (*once == 1)

@@ -1,11 +1,8 @@
 #include "native.h"
 
-#include <unistd.h>
-
 typedef struct {
     PyObject ob_base;
     llm_datadist *dd;
-    pid_t pid;
 } Instance;
 
 llm_datadist *
@@ -26,7 +23,6 @@ instance_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
     Instance *self = (Instance *)new_object(type);
     if (self == NULL)
         return NULL;
-    self->pid = getpid();
     if (llm_create(cluster_id, (llm_role)role, &self->dd) != LLM_SUCCESS) {
         Py_DECREF((PyObject *)self);
         return PyErr_NoMemory();
@@ -38,12 +34,8 @@ static void
 instance_dealloc(PyObject *self)
 {
     Instance *instance = (Instance *)self;
-    // In a forked child it is the parent's.
-    if (instance->pid == getpid()) {
-        Py_BEGIN_ALLOW_THREADS llm_destroy(instance->dd);
-        Py_END_ALLOW_THREADS
-    }
-    free_object(self);
+    Py_BEGIN_ALLOW_THREADS llm_destroy(instance->dd);
+    Py_END_ALLOW_THREADS free_object(self);
 }
 
 static PyObject *
