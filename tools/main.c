@@ -1,6 +1,8 @@
 // The command llm-datadist: finds the subcommand and hands over to it.
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "llm_datadist/llm_datadist_c.h"
 #include "tools.h"
@@ -99,9 +101,31 @@ unknown_subcommand(const char *word)
     return TOOL_USAGE;
 }
 
+static void
+end(int number)
+{
+    _exit(128 + number);
+}
+
+// The first process of a pid namespace, as in a container, is ended by no signal that it doesn't handle.
+static void
+end_as_first_process(void)
+{
+    static const int numbers[] = {SIGINT, SIGTERM};
+    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
+        struct sigaction action;
+        if (sigaction(numbers[i], NULL, &action) == 0 && action.sa_handler == SIG_DFL) {
+            action.sa_handler = end;
+            sigaction(numbers[i], &action, NULL);
+        }
+    }
+}
+
 int
 main(int argc, char **argv)
 {
+    if (getpid() == 1)
+        end_as_first_process();
     if (argc < 2) {
         print_help(stderr);
         return TOOL_USAGE;

@@ -126,7 +126,7 @@ llm_set_log_sink(llm_log_sink new_sink, void *arg)
 void
 lli_log_in_child(void)
 {
-    pthread_rwlock_init(&sink_lock, NULL);
+    sink_lock = (pthread_rwlock_t)PTHREAD_RWLOCK_INITIALIZER;
     lli_log_limit_in_child();
 }
 

@@ -33,11 +33,11 @@ lli_loop_open(struct lli_loop *loop, uint32_t tick_ms, void (*tick)(void *arg, u
     loop->idle = idle;
     loop->tick_arg = arg;
 
-    loop->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    loop->epoll_fd = lli_keep_fd(epoll_create1(EPOLL_CLOEXEC));
     if (loop->epoll_fd < 0)
         return lli_fail(LLM_FAILED, "loop", "epoll_create1: %s", strerror(errno));
     loop->wake = (struct lli_source){
-        .fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK),
+        .fd = lli_keep_fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
         .events = EPOLLIN,
         .ready = drain_wake,
     };

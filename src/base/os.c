@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/sysinfo.h>
@@ -132,10 +133,14 @@ lli_boot_id(uint8_t ret_id[16])
 int
 lli_thread_start(pthread_t *thread, const char *name, void *(*main)(void *), void *arg)
 {
-    sigset_t all;
+    // What a thread does itself stays open: the application's crash handlers run where the fault is.
+    static const int own_doing[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS};
+    sigset_t others;
     sigset_t old;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
+    sigfillset(&others);
+    for (size_t i = 0; i < LLI_COUNT(own_doing); i++)
+        sigdelset(&others, own_doing[i]);
+    pthread_sigmask(SIG_SETMASK, &others, &old);
     int error = pthread_create(thread, NULL, main, arg);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     if (error == 0)
@@ -150,6 +155,18 @@ lli_physical_memory_bytes(void)
     if (sysinfo(&info) != 0)
         return UINT64_C(1) << 32;
     return (uint64_t)info.totalram * info.mem_unit;
+}
+
+int
+lli_keep_fd(int fd)
+{
+    if (fd < 0 || fd > STDERR_FILENO)
+        return fd;
+    int higher = LLI_RETRY(fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1));
+    int error = errno;
+    close(fd);
+    errno = error;
+    return higher;
 }
 
 // A core dump would bring in every page of a sparse file, and hold the caches of a peer.  A forked child
@@ -167,7 +184,37 @@ lli_memory_file_open_again(int fd)
 {
     char path[64];
     snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-    return LLI_RETRY(open(path, O_RDONLY | O_CLOEXEC));
+    int again = lli_keep_fd(LLI_RETRY(open(path, O_RDONLY | O_CLOEXEC)));
+    lli_fork_watch(again);
+    return again;
+}
+
+void
+lli_memory_file_let_go(int fd)
+{
+    if (fd < 0)
+        return;
+    lli_fork_unwatch(fd);
+    close(fd);
+}
+
+static uint64_t
+file_size_limit(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY)
+        return UINT64_MAX;
+    return limit.rlim_cur;
+}
+
+void
+lli_memory_file_explain(int error, char *why, size_t why_size)
+{
+    if (error == EFBIG)
+        snprintf(why, why_size, "files may have %llu bytes here (RLIMIT_FSIZE, ulimit -f)",
+                 (unsigned long long)file_size_limit());
+    else
+        snprintf(why, why_size, "%s", strerror(error));
 }
 
 int
@@ -176,6 +223,11 @@ lli_memory_file_create(const char *name, uint64_t bytes, void **ret_base)
     int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0)
         return -1;
+    // The system would end this process with SIGXFSZ.
+    if (bytes > file_size_limit()) {
+        errno = EFBIG;
+        goto close_fd;
+    }
     if (bytes > INT64_MAX || LLI_RETRY(ftruncate(fd, (off_t)bytes)) != 0 ||
         LLI_RETRY(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)) != 0)
         goto close_fd;
@@ -188,7 +240,6 @@ lli_memory_file_create(const char *name, uint64_t bytes, void **ret_base)
     if (read_only_fd < 0)
         goto unmap;
     close(fd);
-    lli_fork_watch(read_only_fd);
     *ret_base = base;
     return read_only_fd;
 
@@ -207,8 +258,7 @@ void
 lli_memory_file_close(int fd, void *base, uint64_t bytes)
 {
     munmap(base, bytes);
-    lli_fork_unwatch(fd);
-    close(fd);
+    lli_memory_file_let_go(fd);
 }
 
 const void *
@@ -243,7 +293,7 @@ lli_tcp_listen(struct in_addr address, uint16_t port, uint16_t *ret_port)
     };
     socklen_t name_bytes = sizeof(name);
     int one = 1;
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int fd = lli_keep_fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
     if (fd < 0)
         return -1;
     // A restarted prompt gets its port back although old connections linger in TIME_WAIT.
@@ -286,7 +336,7 @@ lli_tcp_connect_start(const struct sockaddr_in *local, const struct sockaddr_in 
 {
     int one = 1;
     *ret_bound = false;
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int fd = lli_keep_fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
     if (fd < 0)
         return -1;
     lli_tcp_tune(fd);
@@ -341,7 +391,7 @@ lli_unix_listen(char *ret_name, size_t name_size)
     struct sockaddr_un address;
     snprintf(ret_name, name_size, "llm-datadist-%016llx", (unsigned long long)lli_random_u64());
     socklen_t bytes = abstract_name(&address, ret_name);
-    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int fd = lli_keep_fd(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
     if (fd < 0)
         return -1;
     if (bind(fd, (struct sockaddr *)&address, bytes) != 0 || listen(fd, 1024) != 0) {
@@ -358,7 +408,7 @@ lli_unix_connect(const char *name)
 {
     struct sockaddr_un address;
     socklen_t bytes = abstract_name(&address, name);
-    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int fd = lli_keep_fd(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
     if (fd < 0)
         return -1;
     if (LLI_RETRY(connect(fd, (struct sockaddr *)&address, bytes)) != 0) {
@@ -375,8 +425,8 @@ lli_accept(int listen_fd, struct sockaddr_in *ret_peer)
 {
     struct sockaddr_storage peer = {0};
     socklen_t bytes = sizeof(peer);
-    int fd = LLI_RETRY(
-        accept4(listen_fd, (struct sockaddr *)&peer, &bytes, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    int fd = lli_keep_fd(LLI_RETRY(
+        accept4(listen_fd, (struct sockaddr *)&peer, &bytes, SOCK_CLOEXEC | SOCK_NONBLOCK)));
     if (fd >= 0 && ret_peer != NULL && peer.ss_family == AF_INET)
         memcpy(ret_peer, &peer, sizeof(*ret_peer));
     return fd;

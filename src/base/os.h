@@ -35,6 +35,10 @@ void lli_cond_init(pthread_cond_t *cond);
 // False when the deadline has passed.  May wake early.
 bool lli_cond_wait_until(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t deadline_ns);
 
+// The same file under a descriptor above standard input, output and error, which a daemon may have
+// closed: others write there without asking.  Takes a fresh one over; -1 and errno as they came.
+int lli_keep_fd(int fd);
+
 // Makes an eventfd readable.
 void lli_event_signal(int fd);
 
@@ -43,7 +47,8 @@ uint64_t lli_random_u64(void);
 // 16 bytes that all processes of this boot of this machine agree on; false if unknown.
 bool lli_boot_id(uint8_t ret_id[16]);
 
-// Starts a thread with all signals blocked and a name of at most 15 letters.
+// Starts a thread with a name of at most 15 letters, and all signals blocked but those that a thread
+// brings upon itself, such as SIGSEGV.
 int lli_thread_start(pthread_t *thread, const char *name, void *(*main)(void *), void *arg);
 
 uint64_t lli_physical_memory_bytes(void);
@@ -51,6 +56,8 @@ uint64_t lli_physical_memory_bytes(void);
 // A memory file of fixed size, mapped writable here.  The descriptor is for others: it is read-only,
 // and the file can neither shrink nor grow.  Core dumps leave it out.  -1 and errno on failure.
 int lli_memory_file_create(const char *name, uint64_t bytes, void **ret_base);
+// Why that failed, after its errno.
+void lli_memory_file_explain(int error, char *why, size_t why_size);
 void lli_memory_file_close(int fd, void *base, uint64_t bytes);
 
 // Maps somebody's memory file read-only, after checking that its size is `bytes` and can't shrink,
@@ -66,6 +73,8 @@ struct lli_memory_file {
 };
 
 int lli_memory_file_open_again(int fd);
+// Closes a descriptor of a memory file; -1 is none.
+void lli_memory_file_let_go(int fd);
 
 // Sockets: all close-on-exec and non-blocking.  -1 and errno on failure.
 int lli_tcp_listen(struct in_addr address, uint16_t port, uint16_t *ret_port);

@@ -125,7 +125,7 @@ note_facts(void *arg)
 }
 
 static void
-test_a_thread_has_all_signals_blocked_and_the_starter_none(void **state)
+test_a_thread_has_signals_blocked_and_the_starter_as_before(void **state)
 {
     struct thread_facts facts;
     sigset_t before;
@@ -141,6 +141,30 @@ test_a_thread_has_all_signals_blocked_and_the_starter_none(void **state)
         assert_true(sigismember(&facts.blocked, signals[i]));
         assert_int_equal(sigismember(&before, signals[i]), sigismember(&after, signals[i]));
     }
+    // Crash handlers of the application run where the fault is.
+    static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS};
+    for (size_t i = 0; i < LLI_COUNT(faults); i++)
+        assert_false(sigismember(&facts.blocked, faults[i]));
+}
+
+static void
+test_descriptors_leave_the_standard_ones_free(void **state)
+{
+    int saved = dup(STDIN_FILENO);
+    uint16_t port;
+    (void)state;
+    close(STDIN_FILENO);
+    int fd = lli_tcp_listen((struct in_addr){htonl(INADDR_LOOPBACK)}, 0, &port);
+    assert_true(fd > STDERR_FILENO);
+    assert_int_equal(fcntl(fd, F_GETFD), FD_CLOEXEC);
+    assert_int_equal(fcntl(STDIN_FILENO, F_GETFD), -1);
+    close(fd);
+    errno = EMFILE;
+    assert_int_equal(lli_keep_fd(-1), -1);
+    assert_int_equal(errno, EMFILE);
+    if (saved >= 0)
+        assert_int_equal(dup2(saved, STDIN_FILENO), STDIN_FILENO);
+    close(saved);
 }
 
 // ---- memory files ----
@@ -408,7 +432,8 @@ main(void)
         cmocka_unit_test(test_random_numbers_differ),
         cmocka_unit_test(test_the_boot_id_stays_the_same),
         cmocka_unit_test(test_there_is_memory),
-        cmocka_unit_test(test_a_thread_has_all_signals_blocked_and_the_starter_none),
+        cmocka_unit_test(test_a_thread_has_signals_blocked_and_the_starter_as_before),
+        cmocka_unit_test(test_descriptors_leave_the_standard_ones_free),
         cmocka_unit_test(test_what_the_owner_writes_others_read),
         cmocka_unit_test(test_the_descriptor_gives_no_way_to_write),
         cmocka_unit_test(test_the_file_can_neither_shrink_nor_grow),

@@ -42,13 +42,16 @@ lli_pool_open(struct lli_pool *pool, uint64_t bytes, const struct lli_pool_tier 
               size_t num_tiers)
 {
     void *base;
+    char why[96];
     memset(pool, 0, sizeof(*pool));
     bytes = lli_pool_size(bytes, tiers, num_tiers);
     uint64_t file_bytes = lli_round_up(lli_min(bytes, INT64_MAX - page_bytes), page_bytes);
     pool->fd = lli_memory_file_create("llm-datadist-pool", file_bytes, &base);
-    if (pool->fd < 0)
+    if (pool->fd < 0) {
+        lli_memory_file_explain(errno, why, sizeof(why));
         return lli_fail(LLM_FAILED, "pool", "can't open a memory pool of %llu bytes: %s",
-                        (unsigned long long)bytes, strerror(errno));
+                        (unsigned long long)bytes, why);
+    }
     pool->base = base;
     pool->bytes = file_bytes;
     lli_extents_init(&pool->extents);

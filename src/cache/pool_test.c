@@ -2,6 +2,7 @@
 #include "cache/pool.h"
 
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include "base/mem.h"
@@ -349,6 +350,26 @@ test_a_pool_that_cannot_be_mapped_is_refused(void **state)
 }
 
 static void
+test_a_pool_beyond_the_limit_of_file_sizes_is_refused(void **state)
+{
+    struct rlimit before;
+    struct lli_pool pool;
+    char why[256];
+    (void)state;
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+    struct rlimit limit = {1 << 20, before.rlim_max};
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0);
+    llm_status status = lli_pool_open(&pool, (1 << 20) + 1, NULL, 0);
+    llm_last_error(why, sizeof(why));
+    llm_status fits = lli_pool_open(&pool, 1 << 20, NULL, 0);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
+    assert_int_equal(status, LLM_FAILED);
+    assert_non_null(strstr(why, "1048576 bytes here (RLIMIT_FSIZE"));
+    assert_int_equal(fits, LLM_SUCCESS);
+    lli_pool_close(&pool);
+}
+
+static void
 test_opening_without_memory_leaves_nothing_open(void **state)
 {
     const struct lli_pool_tier tier = {
@@ -421,6 +442,7 @@ main(void)
         cmocka_unit_test(test_no_tier_serves_what_is_larger_than_all),
         cmocka_unit_test(test_a_tier_hands_out_whole_blocks),
         cmocka_unit_test(test_a_pool_that_cannot_be_mapped_is_refused),
+        cmocka_unit_test(test_a_pool_beyond_the_limit_of_file_sizes_is_refused),
         cmocka_unit_test(test_opening_without_memory_leaves_nothing_open),
         cmocka_unit_test(test_an_allocation_without_memory_can_be_repeated),
     };

@@ -58,12 +58,16 @@ lli_segment_open(struct lli_segment *segment, uint64_t cluster_id, uint64_t inca
                  size_t num_devices)
 {
     void *base;
+    char why[96];
     memset(segment, 0, sizeof(*segment));
     segment->fd =
         lli_memory_file_create("llm-datadist-directory", sizeof(struct lli_segment_layout), &base);
-    if (segment->fd < 0)
-        return lli_fail(LLM_FAILED, "segment", "can't open the directory of caches: %s",
-                        strerror(errno));
+    if (segment->fd < 0) {
+        lli_memory_file_explain(errno, why, sizeof(why));
+        return lli_fail(LLM_FAILED, "segment",
+                        "can't open the directory of caches, a file of %zu bytes: %s",
+                        sizeof(struct lli_segment_layout), why);
+    }
     segment->layout = base;
     segment->next_generation = (lli_random_u64() >> 2) * 2 + 2;
     segment->next_stamp = 1;

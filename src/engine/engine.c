@@ -221,8 +221,7 @@ static void
 close_pools(struct llm_datadist *dd, size_t num_pools)
 {
     for (size_t i = 0; i < num_pools; i++) {
-        if (dd->memory[i].fd >= 0)
-            close(dd->memory[i].fd);
+        lli_memory_file_let_go(dd->memory[i].fd);
         lli_pool_close(&dd->pools[i]);
     }
     lli_free(dd->memory);
@@ -296,8 +295,8 @@ open_node(struct llm_datadist *dd, uint32_t tick_ms)
     node->crew = &dd->crew;
     node->on_message = on_message;
     node->on_broken = on_broken;
-    node->transfer_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    node->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    node->transfer_fd = lli_keep_fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    node->event_fd = lli_keep_fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     node->notifications = lli_notifications_open();
     if (node->transfer_fd < 0 || node->event_fd < 0 || node->notifications == NULL) {
         if (node->transfer_fd >= 0)

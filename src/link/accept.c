@@ -451,14 +451,14 @@ static bool
 turn_away(struct lli_node *node, int listen_fd)
 {
     if (node->reserve_fd < 0)
-        node->reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+        node->reserve_fd = lli_keep_fd(LLI_RETRY(open("/dev/null", O_RDONLY | O_CLOEXEC)));
     if (node->reserve_fd < 0)
         return false;
     close(node->reserve_fd);
     int fd = lli_accept(listen_fd, NULL);
     if (fd >= 0)
         close(fd);
-    node->reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    node->reserve_fd = lli_keep_fd(LLI_RETRY(open("/dev/null", O_RDONLY | O_CLOEXEC)));
     if (fd >= 0)
         lli_log(LLM_LOG_ERROR, "link", "out of file descriptors: a connection was turned away");
     return fd >= 0;

@@ -265,7 +265,7 @@ lli_conn_open(struct lli_loop *loop, int fd, void *owner,
 int
 lli_conn_detach(struct lli_conn *conn)
 {
-    int fd = LLI_RETRY(fcntl(conn->source.fd, F_DUPFD_CLOEXEC, 0));
+    int fd = LLI_RETRY(fcntl(conn->source.fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1));
     lli_conn_close(conn);
     return fd;
 }

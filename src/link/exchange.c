@@ -112,7 +112,7 @@ lli_exchange_watch(int fd, struct lli_view *view)
     int pidfd = -1;
     socklen_t bytes = sizeof(pidfd);
     if (view->pidfd < 0 && getsockopt(fd, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &bytes) == 0)
-        lli_view_watch(view, pidfd);
+        lli_view_watch(view, lli_keep_fd(pidfd));
 }
 
 static bool

@@ -29,7 +29,7 @@ lli_node_open(struct lli_node *node, uint32_t tick_ms)
     lli_list_init(&node->cuts);
     lli_list_init(&node->started);
     node->tick_ms = tick_ms;
-    node->reserve_fd = LLI_RETRY(open("/dev/null", O_RDONLY | O_CLOEXEC));
+    node->reserve_fd = lli_keep_fd(LLI_RETRY(open("/dev/null", O_RDONLY | O_CLOEXEC)));
 }
 
 void

@@ -30,7 +30,7 @@ lli_notifications_open(void)
     struct lli_notifications *notifications = lli_calloc(1, sizeof(*notifications));
     if (notifications == NULL)
         return NULL;
-    notifications->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    notifications->fd = lli_keep_fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     if (notifications->fd < 0) {
         lli_free(notifications);
         return NULL;

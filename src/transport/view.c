@@ -74,8 +74,7 @@ unmap_pool(struct lli_memory_file *pool)
 {
     munmap((void *)(uintptr_t)pool->base, pool->bytes);
     atomic_fetch_sub(&bytes_mapped, pool->bytes);
-    if (pool->fd >= 0)
-        close(pool->fd);
+    lli_memory_file_let_go(pool->fd);
 }
 
 // Reads the incarnation out of the peer's own directory, at the address that it names: proof that
@@ -116,7 +115,7 @@ prepare_reading(struct lli_view *view, pid_t pid, char *why, size_t why_size)
     }
     // First the descriptor, then the proof: what has been proved is what the descriptor watches.
     if (pid > 0)
-        view->pidfd = (int)LLI_RETRY(syscall(SYS_pidfd_open, pid, 0));
+        view->pidfd = lli_keep_fd((int)LLI_RETRY(syscall(SYS_pidfd_open, pid, 0)));
     if (view->pidfd >= 0 && can_read_process(view)) {
         view->can_read = true;
         return;

@@ -56,6 +56,38 @@ assert told["options"][0]["key"] == "llm.DeviceId"' || {
     }
 done
 
+# As the first process of a pid namespace it ends on the signals that end it elsewhere.
+if unshare --user --map-root-user --pid --fork true 2>/dev/null; then
+    for signal in INT TERM; do
+        # A background job of a script ignores SIGINT unless told otherwise.
+        python3 - "$program" "$signal" <<'END' || failures=$((failures + 1))
+import os, signal, subprocess, sys
+
+program, name = sys.argv[1:]
+number = getattr(signal, "SIG" + name)
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+shell = subprocess.Popen(["unshare", "--user", "--map-root-user", "--pid", "--fork", program, "demo",
+                          "prompt", "--listen", "127.0.0.1:0"], stdout=subprocess.DEVNULL)
+path = f"/proc/{shell.pid}/task/{shell.pid}/children"
+for _ in range(200):
+    for child in open(path).read().split():
+        os.kill(int(child), number)  # before its first instruction it is not heard
+    try:
+        code = shell.wait(0.1)
+        break
+    except subprocess.TimeoutExpired:
+        pass
+else:
+    shell.kill()
+    sys.exit(f"as process 1 it doesn't end on SIG{name}")
+if code != 128 + number:
+    sys.exit(f"as process 1, on SIG{name}: exit status {code}, expected {128 + number}")
+END
+    done
+else
+    echo "not tried as process 1: no pid namespace can be made here"
+fi
+
 # Nothing on standard error when all is well.
 noise=$("$program" --help 2>&1 >/dev/null)
 if [ -n "$noise" ]; then

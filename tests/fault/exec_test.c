@@ -1,4 +1,4 @@
-// A process that goes on as another program, and one whose main thread has left.
+// A process that goes on as another program, one whose main thread has left, and a daemon.
 //
 // Who reads registered memory of a process that executes another program may find the next one's
 // bytes, at the same addresses, under the same process number.  No pull succeeds with them.
@@ -187,6 +187,60 @@ test_a_pull_fails_before_the_loop_knows_of_the_next_program(void **state)
     pair_close(&next);
 }
 
+// ---- a daemon without standard input, output and error ----
+
+static bool
+count_standard(struct talk *talk, const char *command, const char *words)
+{
+    unsigned num_open = 0;
+    (void)words;
+    if (strcmp(command, "standard") != 0)
+        return false;
+    for (int fd = 0; fd <= STDERR_FILENO; fd++)
+        num_open += fcntl(fd, F_GETFD) >= 0;
+    talk_say(talk, "%u", num_open);
+    return true;
+}
+
+static int
+serve_as_daemon(struct talk *talk)
+{
+    for (int fd = 0; fd <= STDERR_FILENO; fd++)
+        close(fd);
+    kit_obeys = count_standard;
+    return kit_serve(talk);
+}
+
+static void
+test_a_daemon_s_standard_descriptors_stay_free(void **state)
+{
+    static const char *const transports[] = {"shm", "tcp"};
+    (void)state;
+    for (size_t i = 0; i < 2 * LENGTH(transports); i++) {
+        struct other other = {0};
+        struct end user;
+        struct kv kv;
+        struct end_setup setup = {.id = OWNER, .listens = true, .transports = transports[i / 2]};
+        process_start(&other.process, "daemon");
+        other_open(&other, &setup);
+        int64_t remote = other_cache(&other, 0, false, 1, SLOTS, STRIDE);
+        other_fill(&other, 0, 5);
+        setup = (struct end_setup){.id = USER, .listens = true, .transports = transports[i / 2]};
+        end_open(&user, &setup);
+        kv_open(&kv, &user, 1, SLOTS, STRIDE);
+        if (i % 2 == 0)
+            assert_ok(end_link(&user, OWNER, other.port));
+        else
+            assert_ok(other_link(&other, USER, user.port));
+        struct job job = {.peer = OWNER, .remote = remote, .count = SLOTS};
+        assert_ok(job_run(&job, &user, &kv));
+        assert_int_equal(other_ask(&other, "standard"), 0);
+        end_close(&user);
+        kv_free(&kv);
+        assert_true(process_join(&other.process));
+    }
+}
+
 // ---- a main thread that has left ----
 
 static void *
@@ -258,6 +312,7 @@ main(int argc, char **argv)
     static const struct CMUnitTest tests[] = {
         KIT_TEST(test_a_pull_never_succeeds_with_the_next_programs_bytes),
         KIT_TEST(test_a_pull_fails_before_the_loop_knows_of_the_next_program),
+        KIT_TEST(test_a_daemon_s_standard_descriptors_stay_free),
         KIT_TEST(test_memory_is_read_of_a_process_whose_main_thread_has_left),
     };
     const char *role;
@@ -265,6 +320,8 @@ main(int argc, char **argv)
     if (process_role(argc, argv, &role, &talk)) {
         if (strcmp(role, "life") == 0)
             return live(&talk);
+        if (strcmp(role, "daemon") == 0)
+            return serve_as_daemon(&talk);
         return strcmp(role, "leaderless") == 0 ? serve_without_main_thread(&talk)
                                                : kit_serve(&talk);
     }

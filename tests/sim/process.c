@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/sysinfo.h>
 #include <unistd.h>
@@ -188,6 +189,13 @@ SIM_CALL(pid_t, getpid, void)
 SIM_CALL(pid_t, gettid, void)
 {
     return sim_current_process()->pid;
+}
+
+SIM_CALL(int, getrlimit, int resource, struct rlimit *limit)
+{
+    (void)resource;
+    *limit = (struct rlimit){RLIM_INFINITY, RLIM_INFINITY};
+    return 0;
 }
 
 SIM_CALL(uid_t, geteuid, void)
