@@ -123,6 +123,7 @@ constexpr char OPTION_DEVICE_TYPE[] = "llm.DeviceType";
 constexpr char OPTION_TRANSPORTS[] = "llm.Transports";
 constexpr char OPTION_LIVENESS_TIME[] = "llm.LivenessTime";
 constexpr char OPTION_DEAD_TIME[] = "llm.DeadTime";
+constexpr char OPTION_RELINK[] = "llm.Relink";
 constexpr char OPTION_TCP_CONNECTIONS[] = "llm.TcpConnections";
 /* Threads that copy a large pull on one host, the caller's included, 1..16.  Default 2. */
 constexpr char OPTION_COPY_THREADS[] = "llm.CopyThreads";

@@ -221,6 +221,10 @@ typedef struct llm_option {
  * less than the liveness time counts as that.  Of a peer whose death is known, because its connections
  * close for instance, the link breaks at once.  Default 10000. */
 #define LLM_OPTION_DEAD_TIME "llm.DeadTime"
+/* "1": a transfer or query that waits, and finds the link broken, makes it anew within its own time limit:
+ * once for all that wait, with the same instance of the peer alone, and only at the end that had linked.
+ * "0": it fails at once.  Default "auto": "1" in version 2, "0" in version 1. */
+#define LLM_OPTION_RELINK "llm.Relink"
 /* TCP connections that carry the data of one tcp link, 1..8.  Default 2. */
 #define LLM_OPTION_TCP_CONNECTIONS "llm.TcpConnections"
 /* Threads that copy a large pull on one host, the caller's included, 1..16.  Default 2. */
@@ -560,8 +564,8 @@ LLM_API llm_status llm_unlink_clusters(llm_datadist *dd, const llm_cluster_info 
  * given), LLM_CHECKSUM_MISMATCH (LLM_OPTION_CHECKSUM), LLM_TRANSFER_CANCELLED (`interrupted`),
  * LLM_LINK_BUSY (a peer of another make, that serves fewer at a time) and LLM_OUT_OF_MEMORY.  On a link
  * that is suspect it waits for the peer within its own time limit, and ends as LLM_WAIT_PROC_TIMEOUT; the
- * link stays.  On one that is broken: LLM_WAIT_PROC_TIMEOUT if the peer was silent for too long, else
- * LLM_FAILED.  A push whose end the peer doesn't confirm returns a liveness time later.  In version 2
+ * link stays.  On one that is broken, and not made anew (LLM_OPTION_RELINK): LLM_WAIT_PROC_TIMEOUT if the
+ * peer was silent for too long, else LLM_FAILED.  A push whose end the peer doesn't confirm returns a liveness time later.  In version 2
  * LLM_TIMEOUT stands for LLM_WAIT_PROC_TIMEOUT, the roles that are named restrict nobody, and an
  * instance's own cluster id is LLM_PARAM_INVALID in a pull.
  * ============================================================================================ */

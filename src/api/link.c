@@ -192,7 +192,7 @@ end_turn(struct call *call)
     struct lli_node *node = &call->dd->node;
     pthread_mutex_lock(&node->links_lock);
     node->linking = false;
-    pthread_cond_signal(&node->linking_ended);
+    pthread_cond_broadcast(&node->linking_ended);
     pthread_mutex_unlock(&node->links_lock);
 }
 

@@ -121,9 +121,10 @@ llm_query_cache(llm_datadist *dd, const llm_cache_index *index, llm_cache_info *
         request.slot = 0;
         LLI_TRY(lli_read_key(known_index.key, &request.key));
     }
+    uint64_t deadline_ns = lli_deadline_after_ms(dd->options.sync_wait_ms);
+    lli_renew_link(dd, known_index.cluster_id, deadline_ns);
     llm_status status =
-        lli_transfer_query(&dd->node, known_index.cluster_id, &request,
-                           lli_deadline_after_ms(dd->options.sync_wait_ms), &answer);
+        lli_transfer_query(&dd->node, known_index.cluster_id, &request, deadline_ns, &answer);
     if (status != LLM_SUCCESS)
         return lli_transfer_status(dd, status);
     write_info(info, &answer);

@@ -70,6 +70,13 @@ check_linked(llm_datadist *dd, uint64_t cluster_id)
     struct lli_link *link;
     if (!atomic_load(&dd->version_2))
         return LLM_SUCCESS;
+    link = lli_links_find(&dd->node, cluster_id);
+    bool broken = link != NULL && lli_link_is_broken(link);
+    if (link != NULL)
+        lli_link_put(link);
+    // It is made anew, or told, when the push begins.
+    if (broken)
+        return LLM_SUCCESS;
     LLI_TRY(lli_transfer_status(dd, lli_links_acquire(&dd->node, cluster_id, &link)));
     lli_links_release(link);
     return LLM_SUCCESS;

@@ -2,6 +2,7 @@
 
 #include "base/log.h"
 #include "base/os.h"
+#include "link/connect.h"
 
 // ---- layers (§8.1) ----
 
@@ -263,6 +264,15 @@ lli_check_no_batch(const llm_cache_index *index)
                     index->batch_index);
 }
 
+void
+lli_renew_link(llm_datadist *dd, uint64_t cluster_id, uint64_t deadline_ns)
+{
+    enum lli_relink relink = dd->options.relink;
+    if (relink == LLI_RELINK_ALWAYS ||
+        (relink == LLI_RELINK_IN_VERSION_2 && atomic_load(&dd->version_2)))
+        lli_link_renew(&dd->node, cluster_id, deadline_ns);
+}
+
 // Fills in what doesn't depend on the kind of transfer, and goes.
 llm_status
 lli_go(llm_datadist *dd, struct lli_transfer_args *args, const struct lli_layers *layers,
@@ -287,6 +297,8 @@ lli_go(llm_datadist *dd, struct lli_transfer_args *args, const struct lli_layers
     args->allow_other_type = layers->allow_other_type;
     args->interrupt = layers->interrupt;
     args->progress = layers->callers_progress != NULL ? &progress : NULL;
+    if (ret_transfer_id == NULL)
+        lli_renew_link(dd, args->cluster_id, args->deadline_ns);
     llm_status status = ret_transfer_id != NULL
                             ? lli_transfer_start(&dd->node, args, ret_transfer_id)
                             : lli_transfer_run(&dd->node, args);

@@ -51,6 +51,8 @@ llm_status lli_check_lists(const uint64_t *src_blocks, size_t num_src_blocks,
 llm_status lli_check_no_batch(const llm_cache_index *index);
 
 // Fills in what doesn't depend on the kind of transfer, and goes.
+// Makes a broken link anew, if that is wanted, for a call that waits.
+void lli_renew_link(llm_datadist *dd, uint64_t cluster_id, uint64_t deadline_ns);
 llm_status lli_go(llm_datadist *dd, struct lli_transfer_args *args, const struct lli_layers *layers,
                   uint64_t start_ns, uint64_t *ret_transfer_id);
 

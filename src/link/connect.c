@@ -271,6 +271,10 @@ check_peer(struct attempt *a, const struct lli_hello_reply *reply, bool is_first
         lli_log(LLM_LOG_WARN, "link", "asked for cluster %llu, but cluster %llu answers there",
                 (unsigned long long)a->target->cluster_id,
                 (unsigned long long)reply->from.cluster_id);
+    if (a->target->incarnation != 0 && reply->from.incarnation != a->target->incarnation) {
+        snprintf(a->why, sizeof(a->why), "another instance answers: the peer has been restarted");
+        return false;
+    }
     if (!is_first && reply->from.incarnation != a->peer.incarnation) {
         snprintf(a->why, sizeof(a->why), "the addresses belong to different instances");
         return false;
@@ -522,6 +526,19 @@ wait_for_news(struct lli_node *node)
     pthread_mutex_unlock(&node->links_lock);
 }
 
+// For later.  Ports to dial from may be in use then.
+static void
+remember_addresses(struct lli_link *link, const struct lli_link_target *target)
+{
+    size_t num_devices = link->node->options->num_devices;
+    link->dialed = lli_calloc(2 * num_devices, sizeof(*link->dialed));
+    for (size_t i = 0; link->dialed != NULL && i < num_devices; i++) {
+        link->dialed[i] = target->remote[i];
+        link->dialed[num_devices + i] = target->local[i];
+        link->dialed[num_devices + i].sin_port = 0;
+    }
+}
+
 static void
 adopt(void *arg)
 {
@@ -550,6 +567,7 @@ adopt(void *arg)
         link->local_ips[i] = a->target->local[i].sin_addr;
         link->remote_ips[i] = a->target->remote[i].sin_addr;
     }
+    remember_addresses(link, a->target);
     a->adopted = attach_connections(a, link);
     if (a->adopted == LLM_SUCCESS)
         lli_links_insert(link);
@@ -620,4 +638,59 @@ lli_link_connect(struct lli_node *node, const struct lli_link_target *target, ui
     return lli_fail(a.timed_out ? LLM_WAIT_PROC_TIMEOUT : LLM_LINK_FAILED, "link",
                     "can't link with %s at %s:%u (device %u): %s", who, address,
                     ntohs(target->remote[device_index].sin_port), device_index, a.why);
+}
+
+// ---- making a broken link anew ----
+
+static bool
+is_to_be_renewed_locked(const struct lli_link *link)
+{
+    return link->broken && !link->unlinking && !lli_list_empty(&link->in_table);
+}
+
+// True for the one who makes the attempt.
+static bool
+begin_renewal(struct lli_link *link, uint64_t deadline_ns)
+{
+    struct lli_node *node = link->node;
+    bool in_time = true;
+    pthread_mutex_lock(&node->links_lock);
+    unsigned before = link->num_renewals;
+    while (is_to_be_renewed_locked(link) && node->linking && in_time)
+        in_time = lli_cond_wait_until(&node->linking_ended, &node->links_lock, deadline_ns);
+    bool mine = is_to_be_renewed_locked(link) && !node->linking && link->num_renewals == before;
+    if (mine)
+        node->linking = true;
+    pthread_mutex_unlock(&node->links_lock);
+    return mine;
+}
+
+static void
+end_renewal(struct lli_link *link)
+{
+    struct lli_node *node = link->node;
+    pthread_mutex_lock(&node->links_lock);
+    link->num_renewals++;
+    node->linking = false;
+    pthread_cond_broadcast(&node->linking_ended);
+    pthread_mutex_unlock(&node->links_lock);
+}
+
+void
+lli_link_renew(struct lli_node *node, uint64_t cluster_id, uint64_t deadline_ns)
+{
+    struct lli_link *link = lli_links_find(node, cluster_id);
+    if (link == NULL)
+        return;
+    if (link->dialed != NULL && begin_renewal(link, deadline_ns)) {
+        struct lli_link_target target = {
+            .cluster_id = cluster_id,
+            .local = link->dialed + node->options->num_devices,
+            .remote = link->dialed,
+            .incarnation = link->peer.incarnation,
+        };
+        (void)lli_link_connect(node, &target, deadline_ns);
+        end_renewal(link);
+    }
+    lli_link_put(link);
 }

@@ -9,6 +9,7 @@ struct lli_link_target {
     bool any_cluster; // take whoever answers; the link gets the id that the peer announces
     const struct sockaddr_in *local;  // per device; port 0 = any
     const struct sockaddr_in *remote; // per device
+    uint64_t incarnation;             // of the instance that must answer; 0: any
 };
 
 // Connects, shakes hands, chooses the transport and puts the link into the table; the listener has
@@ -16,5 +17,9 @@ struct lli_link_target {
 // log.  On failure nothing is left at either end.
 llm_status lli_link_connect(struct lli_node *node, const struct lli_link_target *target,
                             uint64_t deadline_ns);
+
+// If the link to that cluster is broken and was made from here, makes it anew, with the same instance
+// alone: what the application knows of its caches holds still.  One attempt for all that wait for it.
+void lli_link_renew(struct lli_node *node, uint64_t cluster_id, uint64_t deadline_ns);
 
 #endif

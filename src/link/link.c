@@ -96,6 +96,7 @@ lli_link_put(struct lli_link *link)
     lli_events_unprepare(link);
     lli_free(link->local_ips);
     lli_free(link->remote_ips);
+    lli_free(link->dialed);
     lli_free((void *)link->devices);
     lli_free(link);
 }

@@ -36,6 +36,8 @@ struct lli_link {
     bool checksum;                 // either end wants blocks and messages to be checked
     struct in_addr *local_ips;     // per device
     struct in_addr *remote_ips;
+    struct sockaddr_in
+        *dialed; // per device, then where from, per device; NULL: can't be dialed again
 
     // Guarded by node->links_lock.
     struct lli_list events; // that may happen yet (events.h)
@@ -44,7 +46,8 @@ struct lli_link {
     llm_status broken_status;             // what transfers get from now on
     char broken_reason[LLI_REASON_BYTES]; // or why it is suspect
     bool unlinking;
-    unsigned num_active; // transfers that this side has begun
+    unsigned num_active;   // transfers that this side has begun
+    unsigned num_renewals; // attempts to make it anew
     bool unlink_answered;
     llm_status unlink_answer;
 

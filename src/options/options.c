@@ -43,6 +43,8 @@ enum { MAX_DEVICES = 64, MAX_PORT = 65535, SHOWN_ITEM_BYTES = 60 };
     X(LLM_OPTION_DEAD_TIME, "10000", parse_dead_time,                                              \
       "50..3600000: milliseconds of silence after which a link breaks, at least the liveness "     \
       "time")                                                                                      \
+    X(LLM_OPTION_RELINK, "auto", parse_relink,                                                     \
+      "auto|0|1: whether a transfer makes a broken link anew; auto = 1 in version 2, else 0")      \
     X(LLM_OPTION_TCP_CONNECTIONS, "2", parse_tcp_connections,                                      \
       "1..8: connections that carry the data of a tcp link")                                       \
     X(LLM_OPTION_COPY_THREADS, "2", parse_copy_threads,                                            \
@@ -422,6 +424,19 @@ parse_dead_time(struct reading *reading, const char *value)
         return lli_reject_option(LLM_OPTION_DEAD_TIME, value, "expected milliseconds, 50..3600000");
     out->dead_ms = (uint32_t)lli_max(out->dead_ms, out->liveness_ms);
     return LLM_SUCCESS;
+}
+
+static llm_status
+parse_relink(struct reading *reading, const char *value)
+{
+    static const char *const words[] = {
+        [LLI_RELINK_NEVER] = "0", [LLI_RELINK_ALWAYS] = "1", [LLI_RELINK_IN_VERSION_2] = "auto"};
+    for (size_t i = 0; i < LLI_COUNT(words); i++) {
+        reading->out->relink = (enum lli_relink)i;
+        if (strcmp(value, words[i]) == 0)
+            return LLM_SUCCESS;
+    }
+    return lli_reject_option(LLM_OPTION_RELINK, value, "expected auto, 0 or 1");
 }
 
 static llm_status

@@ -15,6 +15,8 @@ enum lli_transport_kind {
 
 enum { LLI_LIVENESS_MS_MIN = 50, LLI_LIVENESS_MS_MAX = 600000, LLI_DEAD_MS_MAX = 3600000 };
 
+enum lli_relink { LLI_RELINK_NEVER, LLI_RELINK_ALWAYS, LLI_RELINK_IN_VERSION_2 };
+
 // "local", "shm", "tcp".
 const char *lli_transport_name(enum lli_transport_kind kind);
 
@@ -52,7 +54,8 @@ struct lli_options {
     uint32_t dead_ms; // no less than the liveness time
     uint32_t tcp_connections;
     uint32_t copy_threads;
-    bool checksum; // CRC32C of every block and message
+    bool checksum;          // CRC32C of every block and message
+    enum lli_relink relink; // when a transfer makes a broken link anew
 };
 
 // Checks 3, 4, 6, 7 and 8 of §5.3, in that order, then the options of our own.  LLM_PARAM_INVALID

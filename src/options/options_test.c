@@ -483,6 +483,20 @@ dead_time_is_50_to_3600000_ms_and_no_less_than_liveness(void **state)
 }
 
 static void
+relink_is_auto_0_or_1(void **state)
+{
+    (void)state;
+    static const struct value_case cases[] = {
+        {"auto", GOOD}, {"0", GOOD}, {"1", GOOD}, {"2", BAD}, {"", BAD}, {"yes", BAD},
+    };
+    struct lli_options o;
+    CHECK_VALUES(LLM_OPTION_RELINK, LLM_ROLE_DECODER, cases);
+    assert_int_equal(PARSE(LLM_ROLE_DECODER, &o, DEVICE), LLM_SUCCESS);
+    assert_int_equal(o.relink, LLI_RELINK_IN_VERSION_2);
+    lli_options_fini(&o);
+}
+
+static void
 tcp_connections_are_1_to_8(void **state)
 {
     (void)state;
@@ -790,6 +804,7 @@ the_first_check_decides(void **state)
         {LLM_OPTION_TRANSPORTS, "x", "tcp", BAD},
         {LLM_OPTION_LIVENESS_TIME, "x", "50", BAD},
         {LLM_OPTION_DEAD_TIME, "x", "50", BAD},
+        {LLM_OPTION_RELINK, "x", "1", BAD},
         {LLM_OPTION_TCP_CONNECTIONS, "x", "1", BAD},
         {LLM_OPTION_LOG_LEVEL, "x", "debug", BAD},
         {LLM_OPTION_DEVICE_TYPE, "cuda", "host", LLM_FAILED},
@@ -976,14 +991,12 @@ static void
 the_table_has_every_public_option_with_a_default_that_its_parser_accepts(void **state)
 {
     static const char *const public_keys[] = {
-        LLM_OPTION_LISTEN_IP_INFO,       LLM_OPTION_DEVICE_ID,
-        LLM_OPTION_SYNC_CACHE_WAIT_TIME, LLM_OPTION_BUF_POOL_CFG,
-        LLM_OPTION_ENABLE_SET_ROLE,      LLM_OPTION_LOCAL_COMM_RES,
-        LLM_OPTION_DEVICE_TYPE,          LLM_OPTION_TRANSPORTS,
-        LLM_OPTION_LIVENESS_TIME,        LLM_OPTION_DEAD_TIME,
-        LLM_OPTION_TCP_CONNECTIONS,      LLM_OPTION_LOG_LEVEL,
-        LLM_OPTION_TRANSFER_BACKEND,     LLM_OPTION_GLOBAL_RESOURCE_CONFIG,
-        LLM_OPTION_COPY_THREADS,         LLM_OPTION_CHECKSUM,
+        LLM_OPTION_LISTEN_IP_INFO, LLM_OPTION_DEVICE_ID,        LLM_OPTION_SYNC_CACHE_WAIT_TIME,
+        LLM_OPTION_BUF_POOL_CFG,   LLM_OPTION_ENABLE_SET_ROLE,  LLM_OPTION_LOCAL_COMM_RES,
+        LLM_OPTION_DEVICE_TYPE,    LLM_OPTION_TRANSPORTS,       LLM_OPTION_LIVENESS_TIME,
+        LLM_OPTION_DEAD_TIME,      LLM_OPTION_RELINK,           LLM_OPTION_TCP_CONNECTIONS,
+        LLM_OPTION_LOG_LEVEL,      LLM_OPTION_TRANSFER_BACKEND, LLM_OPTION_GLOBAL_RESOURCE_CONFIG,
+        LLM_OPTION_COPY_THREADS,   LLM_OPTION_CHECKSUM,
     };
     size_t num_rows;
     const struct lli_option_row *rows = lli_option_table(&num_rows);
@@ -1198,6 +1211,7 @@ main(void)
         TEST(transports_keep_the_order_of_preference),
         TEST(liveness_is_50_to_600000_ms),
         TEST(dead_time_is_50_to_3600000_ms_and_no_less_than_liveness),
+        TEST(relink_is_auto_0_or_1),
         TEST(tcp_connections_are_1_to_8),
         TEST(device_type_is_auto_or_host_and_known_hardware_cannot_be_opened),
         TEST(log_level_is_a_word),

@@ -180,12 +180,13 @@ is_unconfirmed(const struct node *node, const struct op *op)
 }
 
 // A push whose link has gone, or whose end wasn't confirmed, may go on at the peer until that notices.
+// Another transfer may have made the link anew.
 static bool
 is_in_doubt(const struct node *node, const struct node *peer, const struct op *op,
             llm_status status)
 {
     return op->push && status != LLM_SUCCESS &&
-           (!play_is_ready(node, peer) || is_unconfirmed(node, op) ||
+           (!play_is_ready(node, peer) || node->relinks || is_unconfirmed(node, op) ||
             scenario_pair(node, peer)->links_made != op->links_made);
 }
 

@@ -250,7 +250,7 @@ initialize(struct node *node)
 {
     char listen[32], ip[16], sync[16], liveness[16], dead[16], connections[16];
     size_t count = 0;
-    llm_option options[11];
+    llm_option options[12];
     play_host_text(node->seat->host, ip);
     snprintf(listen, sizeof(listen), "%s:%u", ip, node->port);
     snprintf(sync, sizeof(sync), "%u", node->sync_ms);
@@ -261,6 +261,7 @@ initialize(struct node *node)
     options[count++] = (llm_option){LLM_OPTION_SYNC_CACHE_WAIT_TIME, sync};
     options[count++] = (llm_option){LLM_OPTION_LIVENESS_TIME, liveness};
     options[count++] = (llm_option){LLM_OPTION_DEAD_TIME, dead};
+    options[count++] = (llm_option){LLM_OPTION_RELINK, node->relinks ? "1" : "0"};
     options[count++] = (llm_option){LLM_OPTION_TRANSPORTS, node->transports};
     options[count++] = (llm_option){LLM_OPTION_TCP_CONNECTIONS, connections};
     options[count++] = (llm_option){LLM_OPTION_LOG_LEVEL, "info"};

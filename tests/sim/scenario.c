@@ -144,6 +144,7 @@ draw_nodes(void)
             .port = (uint16_t)(26000 + i),
             .liveness_ms = sim_chance(4) ? 2 * liveness_ms : liveness_ms,
             .dead_ms = 2 * liveness_ms * (uint32_t)sim_between(1, 3),
+            .relinks = sim_chance(3),
             .sync_ms = sync_ms,
             .checksum = scenario.faults.flips || sim_chance(6),
             .transports = sim_chance(4) ? choose_transports() : transports,

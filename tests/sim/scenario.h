@@ -15,6 +15,7 @@ struct node {
     uint16_t port;
     uint32_t liveness_ms;
     uint32_t dead_ms;
+    bool relinks; // transfers make a broken link anew
     uint32_t sync_ms;
     bool checksum;
     const char *transports;

@@ -319,6 +319,8 @@ def read_options(options: typing.Dict[str, str], is_prompt: bool, environment: t
     native = {key: value for key, value in options.items()
               if key.lower().startswith("llm.") and key not in _READ_HERE}
 
+    native.setdefault("llm.Relink", "1")
+
     has_comm_res = LOCAL_COMM_RES in options
     cache_manager = options.get(ENABLE_CACHE_MANAGER, "1" if has_comm_res else "0") == "1"
     hixl = TRANSFER_BACKEND in options
