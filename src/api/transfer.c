@@ -273,6 +273,18 @@ lli_renew_link(llm_datadist *dd, uint64_t cluster_id, uint64_t deadline_ns)
         lli_link_renew(&dd->node, cluster_id, deadline_ns);
 }
 
+// Again if the peer's memory can't be read any more: then its owner sends it.
+static llm_status
+run(llm_datadist *dd, struct lli_transfer_args *args)
+{
+    lli_renew_link(dd, args->cluster_id, args->deadline_ns);
+    llm_status status = lli_transfer_run(&dd->node, args);
+    if (!args->lost_reading)
+        return status;
+    lli_renew_link(dd, args->cluster_id, args->deadline_ns);
+    return lli_transfer_run(&dd->node, args);
+}
+
 // Fills in what doesn't depend on the kind of transfer, and goes.
 llm_status
 lli_go(llm_datadist *dd, struct lli_transfer_args *args, const struct lli_layers *layers,
@@ -297,11 +309,9 @@ lli_go(llm_datadist *dd, struct lli_transfer_args *args, const struct lli_layers
     args->allow_other_type = layers->allow_other_type;
     args->interrupt = layers->interrupt;
     args->progress = layers->callers_progress != NULL ? &progress : NULL;
-    if (ret_transfer_id == NULL)
-        lli_renew_link(dd, args->cluster_id, args->deadline_ns);
     llm_status status = ret_transfer_id != NULL
                             ? lli_transfer_start(&dd->node, args, ret_transfer_id)
-                            : lli_transfer_run(&dd->node, args);
+                            : run(dd, args);
     if (layers->callers_progress != NULL && ret_transfer_id == NULL)
         LLI_WRITE_STRUCT(&progress, llm_progress, layers->callers_progress);
     return lli_transfer_status(dd, status);

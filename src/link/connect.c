@@ -645,7 +645,8 @@ lli_link_connect(struct lli_node *node, const struct lli_link_target *target, ui
 static bool
 is_to_be_renewed_locked(const struct lli_link *link)
 {
-    return link->broken && !link->unlinking && !lli_list_empty(&link->in_table);
+    return (link->broken || link->lacks_data) && !link->unlinking &&
+           !lli_list_empty(&link->in_table);
 }
 
 // True for the one who makes the attempt.

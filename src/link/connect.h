@@ -18,8 +18,9 @@ struct lli_link_target {
 llm_status lli_link_connect(struct lli_node *node, const struct lli_link_target *target,
                             uint64_t deadline_ns);
 
-// If the link to that cluster is broken and was made from here, makes it anew, with the same instance
-// alone: what the application knows of its caches holds still.  One attempt for all that wait for it.
+// If the link to that cluster is broken, or lacks the data connections that it has come to need, and was
+// made from here, makes it anew, with the same instance alone: what the application knows of its caches
+// holds still.  One attempt for all that wait for it.
 void lli_link_renew(struct lli_node *node, uint64_t cluster_id, uint64_t deadline_ns);
 
 #endif

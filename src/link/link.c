@@ -207,6 +207,16 @@ lli_link_is_broken(struct lli_link *link)
     return broken;
 }
 
+void
+lli_link_lost_reading(struct lli_link *link)
+{
+    pthread_mutex_lock(&link->node->links_lock);
+    link->view->can_read = false;
+    if (!link->broken)
+        link->lacks_data = link->stream.num_conns == 0;
+    pthread_mutex_unlock(&link->node->links_lock);
+}
+
 bool
 lli_link_is_ready(struct lli_link *link)
 {

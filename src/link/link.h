@@ -48,6 +48,7 @@ struct lli_link {
     bool unlinking;
     unsigned num_active;   // transfers that this side has begun
     unsigned num_renewals; // attempts to make it anew
+    bool lacks_data;       // registered memory can't be read any more, and there is no other way
     bool unlink_answered;
     llm_status unlink_answer;
 
@@ -165,6 +166,9 @@ void lli_link_unlink_answered(struct lli_link *link, llm_status status);
 // Declares the link unusable and explains why.  [loop's thread]
 void lli_link_break(struct lli_link *link, llm_status status, const char *why);
 bool lli_link_is_broken(struct lli_link *link);
+// The peer's registered memory could be read, and can't be any more: it goes over data connections, if
+// there are any.  [any thread]
+void lli_link_lost_reading(struct lli_link *link);
 // Neither broken nor suspect.
 bool lli_link_is_ready(struct lli_link *link);
 

@@ -145,7 +145,7 @@ static llm_status
 begin_stream(struct serve *serve, char *why, size_t why_size)
 {
     if (serve->link->stream.num_conns == 0) {
-        snprintf(why, why_size, "this link has no data connections");
+        snprintf(why, why_size, "this link has no data connections: link again");
         return LLM_FAILED;
     }
     llm_status status =

@@ -233,6 +233,9 @@ check_after(const struct lli_source_cache *source, const struct lli_mapped_copy 
     }
     if (copy != NULL && copy->error == EBADMSG)
         return lli_source_describe_mismatch(copy->plan, copy->position, why, why_size);
+    // What was permitted when the link was made may be forbidden by now.
+    if (copy != NULL && copy->error == EPERM)
+        lli_link_lost_reading(link);
     if (copy != NULL && copy->error != 0) {
         snprintf(why, why_size, "the registered memory of cluster %llu can't be read: %s",
                  cluster_id, strerror(copy->error));

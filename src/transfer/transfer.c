@@ -887,7 +887,9 @@ lli_transfer_run(struct lli_node *node, struct lli_transfer_args *args)
         return converse(node, link, args);
     struct lli_transfer_args watched = *args;
     watched.interrupt.overdue = args->cache->registered ? &args->cache->overdue : NULL;
+    bool could_read = link->view->can_read;
     llm_status status = lli_pull_here(link, &watched);
+    args->lost_reading = could_read && !link->view->can_read;
     lli_links_release(link);
     return status;
 }

@@ -26,9 +26,9 @@ struct lli_view {
 
     // For memory that the peer's user registered, which isn't in the pools.
     bool same_process;
-    bool can_read;            // by process_vm_readv, or because it is this process
-    pid_t pid;                // of the peer
-    int pidfd;                // tells whether it still is the peer's; -1: unknown, or this process
+    _Atomic bool can_read; // by process_vm_readv, as far as is known, or because it is this process
+    pid_t pid;             // of the peer
+    int pidfd;             // tells whether it still is the peer's; -1: unknown, or this process
     struct lli_process owner; // of memory that is read
 };
 

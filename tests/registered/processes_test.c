@@ -192,6 +192,38 @@ test_processes_that_may_not_be_read(void **state)
         move_between_hidden((i & 1) != 0, (i & 2) != 0);
 }
 
+// What was permitted when the link was made is forbidden later: the owner's help is asked for.
+static void
+test_a_process_that_may_not_be_read_any_more(void **state)
+{
+    struct other owner;
+    struct other reader;
+    (void)state;
+    other_start(&owner);
+    other_start(&reader);
+    if (other_ask(&owner, "hide 1") != 1 || other_ask(&reader, "hide 1") != 1)
+        skip();
+    struct end_setup setup = {.id = THERE, .listens = true};
+    other_open(&owner, &setup);
+    setup = (struct end_setup){.id = THIRD};
+    other_open(&reader, &setup);
+    assert_status(other_link(&reader, THERE, owner.port), LLM_SUCCESS);
+    int64_t from = other_cache(&owner, FROM, true, TENSORS, SLOTS, STRIDE);
+    other_cache(&reader, TO, true, TENSORS, SLOTS, STRIDE);
+    other_fill(&owner, FROM, SEED);
+    struct job pull = {.peer = THERE, .remote = from, .count = SLOTS, .shift = 1};
+    assert_status(other_run(&reader, &pull, TO), LLM_SUCCESS);
+    assert_int_equal(other_ask(&owner, "hide 0"), 1);
+    for (unsigned i = 0; i < 3; i++) {
+        other_fill(&reader, TO, 0);
+        assert_status(other_run(&reader, &pull, TO), LLM_SUCCESS);
+        assert_true(other_holds(&reader, TO, SEED, SLOTS, 1));
+    }
+    assert_int_equal(other_ask(&reader, "state %d", THERE), LLM_LINK_READY);
+    assert_true(process_join(&owner.process));
+    assert_true(process_join(&reader.process));
+}
+
 // ---- owners that end without a word ----
 
 static void
@@ -425,6 +457,7 @@ main(int argc, char **argv)
         KIT_TEST(test_a_cache_per_tensor),
         KIT_TEST(test_reading_is_forbidden_to_the_other),
         KIT_TEST(test_processes_that_may_not_be_read),
+        KIT_TEST(test_a_process_that_may_not_be_read_any_more),
         KIT_TEST(test_the_owner_unmaps_without_unregistering),
         KIT_TEST(test_the_source_of_a_push_is_unmapped),
         KIT_TEST(test_the_target_of_a_push_is_unmapped),
