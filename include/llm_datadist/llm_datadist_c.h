@@ -628,9 +628,9 @@ typedef struct llm_kv_cache_ext_param {
     /* Milliseconds for this transfer; 0 = LLM_OPTION_SYNC_CACHE_WAIT_TIME, per layer for a push. */
     uint32_t timeout_ms;
     /* Up to LLM_NOTIFICATION_BYTES_MAX bytes that the peer gets, by llm_poll_notification, once the
-     * last byte of this transfer has arrived.  NULL = none.  A peer that holds 16384 which it hasn't
-     * polled refuses pushes that carry one with LLM_LINK_BUSY; that of a pull is then dropped, with a
-     * line in the peer's log. */
+     * last byte of this transfer has arrived.  NULL = none.  A peer that holds 16384 of this cluster's
+     * which it hasn't polled refuses pushes that carry one with LLM_LINK_BUSY; that of a pull is then
+     * dropped, with a line in the peer's log. */
     const void *notification;
     size_t notification_bytes;
     /* llm_pull_kv_cache and llm_pull_kv_cache_to_blocks: the copy begins so many bytes into the

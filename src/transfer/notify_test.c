@@ -98,7 +98,7 @@ test_room_ends_and_comes_back(void **state)
     char to;
     size_t count = 0;
     (void)state;
-    while (lli_notifications_have_room(notifications)) {
+    while (lli_notifications_have_room(notifications, 1)) {
         assert_true(lli_notifications_add(notifications, 1, "x", 1));
         count++;
         assert_true(count < 1000000);
@@ -106,9 +106,28 @@ test_room_ends_and_comes_back(void **state)
     assert_true(count >= 1000);
     assert_false(lli_notifications_add(notifications, 1, "y", 1));
     assert_true(lli_notifications_take(notifications, NULL, &to, 1, &bytes) == LLM_SUCCESS);
-    assert_true(lli_notifications_have_room(notifications));
+    assert_true(lli_notifications_have_room(notifications, 1));
     assert_true(lli_notifications_add(notifications, 1, "z", 1));
-    assert_false(lli_notifications_have_room(notifications));
+    assert_false(lli_notifications_have_room(notifications, 1));
+}
+
+static void
+test_a_peer_takes_nobody_elses_room(void **state)
+{
+    size_t bytes;
+    uint64_t cluster = 0;
+    char to;
+    (void)state;
+    while (lli_notifications_have_room(notifications, 1))
+        assert_true(lli_notifications_add(notifications, 1, "x", 1));
+    assert_true(lli_notifications_have_room(notifications, 2));
+    assert_true(lli_notifications_add(notifications, 2, "y", 1));
+    assert_false(lli_notifications_add(notifications, 1, "x", 1));
+    // In the order in which they have come, whoever sent them.
+    while (lli_notifications_take(notifications, &cluster, &to, 1, &bytes) == LLM_SUCCESS)
+        assert_int_equal(to, cluster == 1 ? 'x' : 'y');
+    assert_int_equal(cluster, 2);
+    assert_true(lli_notifications_have_room(notifications, 1));
 }
 
 static void
@@ -117,9 +136,11 @@ test_without_memory_there_is_no_notification(void **state)
     (void)state;
     lli_mem_fail_after(1);
     assert_null(lli_notifications_open());
-    lli_mem_fail_after(1);
-    assert_false(lli_notifications_add(notifications, 1, "x", 1));
-    assert_int_equal(lli_mem_fail_after(0), 0);
+    for (unsigned n = 1; n <= 2; n++) {
+        lli_mem_fail_after(n);
+        assert_false(lli_notifications_add(notifications, 1, "x", 1));
+        assert_int_equal(lli_mem_fail_after(0), 0);
+    }
     assert_false(is_readable());
     lli_notifications_close(NULL);
 }
@@ -174,6 +195,7 @@ main(void)
         TEST(test_they_come_out_as_they_went_in),
         TEST(test_one_that_does_not_fit_stays),
         TEST(test_room_ends_and_comes_back),
+        TEST(test_a_peer_takes_nobody_elses_room),
         TEST(test_without_memory_there_is_no_notification),
         TEST(test_many_threads_add_while_one_takes),
     };

@@ -377,7 +377,7 @@ begin(struct serve *serve, char *why, size_t why_size)
     if (status != LLM_SUCCESS)
         return status;
     if (serve->request.notification_bytes > 0 &&
-        !lli_notifications_have_room(link->node->notifications)) {
+        !lli_notifications_have_room(link->node->notifications, link->peer.cluster_id)) {
         snprintf(why, why_size, "its application doesn't poll its notifications");
         return LLM_LINK_BUSY;
     }
