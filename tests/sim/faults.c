@@ -224,6 +224,12 @@ fault_reset(void)
     (void)sim_net_reset_one();
 }
 
+static void
+fault_path(void)
+{
+    (void)sim_net_deafen_one();
+}
+
 // Of all that may go wrong in this run, one thing.
 static void
 one_fault(void *arg, uint64_t unused)
@@ -238,7 +244,7 @@ one_fault(void *arg, uint64_t unused)
         {faults->kills, fault_kill},           {faults->power, fault_power},
         {faults->stops, fault_stop},           {faults->slowness, fault_slow},
         {faults->partitions, fault_partition}, {faults->resets, fault_reset},
-        {faults->memory, fault_memory},
+        {faults->memory, fault_memory},        {faults->dead_paths, fault_path},
     };
     size_t i = sim_below(SIM_COUNT(choices));
     if (scenario.phase != CHAOS || !choices[i].may)

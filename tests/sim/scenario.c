@@ -174,6 +174,7 @@ draw_faults(void)
         .memory = sim_chance(6),
         .churn = sim_chance(2),
         .unlinks = sim_chance(3),
+        .dead_paths = sim_chance(3),
     };
 }
 

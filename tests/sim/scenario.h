@@ -50,7 +50,7 @@ enum phase { CHAOS, SETTLING, ENDING };
 
 struct fault_set {
     bool kills, power, stops, stalls, slowness, partitions, resets, losses, flips, refusals, memory,
-        churn, no_reading, unlinks;
+        churn, no_reading, unlinks, dead_paths;
 };
 
 struct scenario {

@@ -254,6 +254,9 @@ void sim_net_block(int from, int to, bool blocked);
 void sim_net_power(int host, bool on);
 // Resets one connection between hosts, somewhere in the middle.  False if there is none.
 bool sim_net_reset_one(void);
+// One way of one connection dies, for good and without a word: what is sent there is neither received
+// nor read.  False if there is none.
+bool sim_net_deafen_one(void);
 struct in_addr sim_host_address(int host);
 
 #endif

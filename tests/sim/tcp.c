@@ -32,6 +32,7 @@ struct sim_tcp {
     int error;
     bool gone;     // closed here: what arrives is answered with a reset
     bool vanished; // by power failure: without a word
+    bool deaf;     // the way to this end has died, alone: nothing arrives, not even that it is read
     bool got_fin;
     bool was_reset;
     bool shut_write;
@@ -171,7 +172,7 @@ deliver(void *arg, uint64_t unused)
     int from_host = to->peer != NULL ? to->peer->host : to->host;
     while (to->first != NULL && to->first->arrival_ns <= sim.now_ns) {
         // It waits for sim_net_block to be lifted.
-        if (sim_net.blocked[from_host][to->host])
+        if (sim_net.blocked[from_host][to->host] || to->deaf)
             return;
         struct segment *segment = to->first;
         to->first = segment->next;
@@ -254,8 +255,8 @@ sim_net_power(int host, bool on)
     }
 }
 
-bool
-sim_net_reset_one(void)
+static struct sim_tcp *
+some_connection(void)
 {
     struct sim_tcp *chosen = NULL;
     size_t count = 0;
@@ -264,6 +265,25 @@ sim_net_reset_one(void)
             !tcp->peer->gone && tcp->host != tcp->peer->host && sim_below(++count) == 0)
             chosen = tcp;
     }
+    return chosen;
+}
+
+bool
+sim_net_deafen_one(void)
+{
+    struct sim_tcp *chosen = some_connection();
+    if (chosen == NULL)
+        return false;
+    sim_trace("of a connection between hosts %d and %d one way dies", chosen->peer->host,
+              chosen->host);
+    chosen->deaf = true;
+    return true;
+}
+
+bool
+sim_net_reset_one(void)
+{
+    struct sim_tcp *chosen = some_connection();
     if (chosen == NULL)
         return false;
     sim_trace("a connection between hosts %d and %d is reset", chosen->host, chosen->peer->host);
@@ -554,6 +574,8 @@ static void
 window_opens(void *arg, uint64_t bytes)
 {
     struct sim_tcp *sender = arg;
+    if (sender->deaf)
+        return;
     if (sim_net.blocked[sender->peer->host][sender->host]) {
         sender->held_back += bytes;
         return;
