@@ -403,6 +403,20 @@ LLM_API llm_status llm_allocate_cache(llm_datadist *dd, const llm_cache_desc *de
  * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_KV_CACHE_NOT_EXIST (also of a registered one). */
 LLM_API llm_status llm_deallocate_cache(llm_datadist *dd, int64_t cache_id);
 
+typedef struct llm_memory_hold llm_memory_hold;
+
+/* Keeps the memory of an allocated cache at its addresses, for whoever still looks at it: beyond
+ * llm_deallocate_cache and beyond llm_finalize.  From then on it shows the bytes that it had, and no other
+ * cache's; peers neither find it nor change it.  Until the release it counts as used in its pool; after
+ * llm_finalize the address space of the whole pool stays with it.
+ * ret_hold: belongs to the caller, who ends it with llm_release_memory.
+ * Returns LLM_SUCCESS; LLM_FAILED (not initialized); LLM_PARAM_INVALID (ret_hold is NULL);
+ * LLM_KV_CACHE_NOT_EXIST (also of a registered or deallocated one); LLM_OUT_OF_MEMORY. */
+LLM_API llm_status llm_hold_memory(llm_datadist *dd, int64_t cache_id, llm_memory_hold **ret_hold);
+
+/* Ends a hold, at any time, also after llm_destroy, on any thread; not in a child of fork.  NULL is fine. */
+LLM_API void llm_release_memory(llm_memory_hold *hold);
+
 /* Makes memory of the caller's a cache (§13.2).  One device only.
  *
  * desc: placement may be either.  addrs: desc->num_tensors addresses, none 0, of any alignment, each

@@ -1,6 +1,7 @@
 // Caches (§7).
 #include "api/check.h"
 #include "base/log.h"
+#include "cache/holds.h"
 
 // Checks 2 to 5 of §7.1.
 static llm_status
@@ -53,6 +54,21 @@ llm_deallocate_cache(llm_datadist *dd, int64_t cache_id)
     LLI_TRY(lli_registry_deallocate(&dd->registry, cache_id));
     lli_log(LLM_LOG_INFO, "cache", "cache %lld is deallocated", (long long)cache_id);
     return LLM_SUCCESS;
+}
+
+llm_status
+llm_hold_memory(llm_datadist *dd, int64_t cache_id, llm_memory_hold **ret_hold)
+{
+    LLI_TRY(lli_check_initialized(dd, "llm_hold_memory"));
+    if (ret_hold == NULL)
+        return lli_fail(LLM_PARAM_INVALID, "api", "llm_hold_memory: ret_hold is NULL");
+    return lli_holds_take(&dd->registry, cache_id, ret_hold);
+}
+
+void
+llm_release_memory(llm_memory_hold *hold)
+{
+    lli_holds_release(hold);
 }
 
 // §13.2.

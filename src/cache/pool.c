@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -10,6 +11,45 @@
 #include "base/os.h"
 
 static const uint64_t page_bytes = 4096;
+
+struct lli_mapping {
+    _Atomic unsigned references;
+    int fd;
+    void *base;
+    uint64_t bytes;
+};
+
+// Takes the file and what is mapped there over, also when it fails.
+static struct lli_mapping *
+new_mapping(int fd, void *base, uint64_t bytes)
+{
+    struct lli_mapping *mapping = lli_calloc(1, sizeof(*mapping));
+    if (mapping == NULL) {
+        lli_memory_file_close(fd, base, bytes);
+        return NULL;
+    }
+    mapping->references = 1;
+    mapping->fd = fd;
+    mapping->base = base;
+    mapping->bytes = bytes;
+    return mapping;
+}
+
+struct lli_mapping *
+lli_mapping_hold(struct lli_mapping *mapping)
+{
+    atomic_fetch_add(&mapping->references, 1);
+    return mapping;
+}
+
+void
+lli_mapping_put(struct lli_mapping *mapping)
+{
+    if (atomic_fetch_sub(&mapping->references, 1) > 1)
+        return;
+    lli_memory_file_close(mapping->fd, mapping->base, mapping->bytes);
+    lli_free(mapping);
+}
 
 uint64_t
 lli_pool_size(uint64_t bytes, const struct lli_pool_tier *tiers, size_t num_tiers)
@@ -52,6 +92,9 @@ lli_pool_open(struct lli_pool *pool, uint64_t bytes, const struct lli_pool_tier 
         return lli_fail(LLM_FAILED, "pool", "can't open a memory pool of %llu bytes: %s",
                         (unsigned long long)bytes, why);
     }
+    pool->mapping = new_mapping(pool->fd, base, file_bytes);
+    if (pool->mapping == NULL)
+        return lli_fail(LLM_FAILED, "pool", "out of memory while opening a memory pool");
     pool->base = base;
     pool->bytes = file_bytes;
     lli_extents_init(&pool->extents);
@@ -72,7 +115,7 @@ lli_pool_close(struct lli_pool *pool)
         lli_extents_fini(&pool->classes[i].extents);
     lli_free(pool->classes);
     lli_extents_fini(&pool->extents);
-    lli_memory_file_close(pool->fd, pool->base, pool->bytes);
+    lli_mapping_put(pool->mapping);
     memset(pool, 0, sizeof(*pool));
 }
 

@@ -9,6 +9,11 @@
 
 #define LLI_POOL_ALIGN 512u
 
+// The address space of a pool, which may outlive it.
+struct lli_mapping;
+struct lli_mapping *lli_mapping_hold(struct lli_mapping *mapping);
+void lli_mapping_put(struct lli_mapping *mapping);
+
 struct lli_pool_class {
     struct lli_pool_tier tier;
     struct lli_extents extents; // what this tier has taken from the pool and not handed out
@@ -16,7 +21,8 @@ struct lli_pool_class {
 
 struct lli_pool {
     int fd;
-    uint8_t *base;
+    struct lli_mapping *mapping;
+    uint8_t *base; // of the mapping
     uint64_t bytes;
     uint64_t bytes_used;
     struct lli_extents extents; // what no tier has taken

@@ -4,6 +4,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/os.h"
+#include "cache/holds.h"
 #include "cache/keys.h"
 #include "cache/leases.h"
 
@@ -20,6 +21,8 @@ lli_registry_open(struct lli_registry *registry, struct lli_segment *segment,
         lli_list_init(&registry->keys[i]);
     lli_list_init(&registry->unnamed);
     lli_list_init(&registry->retired);
+    lli_list_init(&registry->held);
+    lli_list_init(&registry->holds);
     for (size_t i = 0; i < LLI_NUM_LEASE_BUCKETS; i++)
         lli_list_init(&registry->leases[i]);
     registry->num_caches = 0;
@@ -174,10 +177,28 @@ free_locked(struct lli_registry *registry, struct lli_cache *cache)
 {
     lli_list_remove(&cache->node);
     lli_segment_erase(registry->segment, cache->entry);
+    pthread_cond_broadcast(&registry->changed);
+    if (cache->holds > 0) {
+        cache->freed = true;
+        lli_list_append(&registry->held, &cache->node);
+        return;
+    }
     if (!cache->registered)
         free_tensors_locked(registry, cache, num_addresses(cache));
-    pthread_cond_broadcast(&registry->changed);
     free_struct(cache);
+}
+
+void
+lli_registry_let_go(struct lli_registry *registry, struct lli_cache *cache)
+{
+    lli_lock(&registry->lock);
+    cache->holds--;
+    if (cache->holds == 0 && cache->freed) {
+        lli_list_remove(&cache->node);
+        free_tensors_locked(registry, cache, num_addresses(cache));
+        free_struct(cache);
+    }
+    lli_unlock(&registry->lock);
 }
 
 bool
@@ -424,6 +445,7 @@ retire_all_locked(struct lli_registry *registry, struct lli_list *list)
 void
 lli_registry_close(struct lli_registry *registry)
 {
+    lli_holds_detach_all(registry);
     lli_lock(&registry->lock);
     for (size_t i = 0; i < LLI_NUM_CACHE_BUCKETS; i++)
         retire_all_locked(registry, &registry->buckets[i]);
@@ -434,6 +456,11 @@ lli_registry_close(struct lli_registry *registry)
         while (lli_registry_is_read_here(registry, cache, cache->generation))
             lli_registry_look_again_later_locked(registry);
         free_locked(registry, cache);
+    }
+    // Their memory goes with the mapping, which the holds keep.
+    LLI_LIST_FOR(node, &registry->held) {
+        lli_list_remove(node);
+        free_struct(LLI_LIST_ENTRY(node, struct lli_cache, node));
     }
     lli_unlock(&registry->lock);
     pthread_cond_destroy(&registry->changed);

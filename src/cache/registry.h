@@ -32,6 +32,8 @@ struct lli_cache {
     _Atomic bool overdue;
     // Guarded by lock.
     unsigned references;
+    unsigned holds; // of the memory alone (holds.h)
+    bool freed;     // but for the memory, which is held
     uint64_t retired_ns;
     struct lli_list keys;   // that lead to it (keys.h)
     struct lli_list leases; // on it that live (leases.h)
@@ -42,6 +44,8 @@ struct lli_registry {
     struct lli_list buckets[LLI_NUM_CACHE_BUCKETS]; // guarded by lock
     struct lli_list unnamed;                        // guarded by lock
     struct lli_list retired;                        // guarded by lock
+    struct lli_list held;                           // freed, but for the memory; guarded by lock
+    struct lli_list holds;                          // see holds.c
     struct lli_list keys[LLI_NUM_KEY_BUCKETS];      // guarded by lock (keys.h)
     struct lli_list leases[LLI_NUM_LEASE_BUCKETS];  // guarded by lock (leases.h)
     pthread_cond_t changed;                         // a retired cache was freed, or a lease changed
@@ -100,6 +104,8 @@ void lli_registry_collect(struct lli_registry *registry);
 
 struct lli_cache *lli_registry_find_locked(struct lli_registry *registry, int64_t id);
 void lli_registry_put_locked(struct lli_registry *registry, struct lli_cache *cache);
+// For holds.c, without the lock: one hold less.
+void lli_registry_let_go(struct lli_registry *registry, struct lli_cache *cache);
 // Unknown to new calls from now on; its keys are gone, its leases are about to end.
 void lli_registry_retire_locked(struct lli_registry *registry, struct lli_cache *cache);
 void lli_registry_collect_locked(struct lli_registry *registry);

@@ -3,6 +3,9 @@
 import copy
 import ctypes
 import gc
+import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -68,6 +71,98 @@ def test_no_views_without_an_engine(engines):
         cache.numpy(0)
     cpu, arrays = host_cache(ld.KvCache, DESC)  # needs none
     assert cpu.numpy(3).ctypes.data == arrays[3].ctypes.data
+
+
+POOL = ld.CacheDesc(1, [4, 4096], ld.DataType.DT_INT8)
+
+
+def small_pool(engines, mode):
+    """A manager whose pool has room for three such caches."""
+    size = 3 * POOL.size
+    if mode == "v1":
+        return engines(ld.LLMRole.PROMPT, 1, {
+            "ge.exec.deviceId": "0", "llm.listenIpInfo": "127.0.0.1:0",
+            "ge.flowGraphMemMaxSize": str(size)}).kv_cache_manager
+    return engines(ld.LLMRole.MIX, 1, {
+        "ge.exec.deviceId": "0", "llm.EnableCacheManager": "1",
+        "llm.MemPoolConfig": f'{{"memory_size": {size}}}'}).cache_manager
+
+
+@pytest.mark.parametrize("mode", ["v1", "v2"])
+def test_a_view_that_outlives_deallocation_is_nobody_elses(engines, mode):
+    manager = small_pool(engines, mode)
+    cache = manager.allocate_cache(POOL)
+    view, part = cache.numpy(0), cache.numpy(0)[2]
+    view[:] = 7
+    address = view.ctypes.data
+    manager.deallocate_cache(cache)
+    del cache, view
+    others = [manager.allocate_cache(POOL) for _ in range(2)]
+    for other in others:
+        other.numpy(0)[:] = 9
+    assert part.ctypes.data == address + 2 * 4096 and (part == 7).all()
+    part[:] = 8
+    assert all((other.numpy(0) == 9).all() for other in others)
+    # Its memory is still in use, and goes back with the last view.
+    with pytest.raises(ld.LLMException):
+        manager.allocate_cache(POOL)
+    del part
+    gc.collect()
+    assert manager.allocate_cache(POOL).numpy(0).ctypes.data == address
+
+
+def test_a_view_of_a_host_cache_outlives_it(engines):
+    manager = engines(ld.LLMRole.MIX, 1, V2_OPTIONS).cache_manager
+    cache = manager.allocate_cache(ld.CacheDesc(1, [4, 4096], ld.DataType.DT_INT8, ld.Placement.HOST))
+    view = cache.numpy(0)
+    view[:] = 7
+    manager.deallocate_cache(cache)
+    del cache
+    gc.collect()
+    assert (view == 7).all()
+
+
+@pytest.mark.parametrize("order", ["finalize", "deallocate first", "at exit"])
+def test_a_view_that_outlives_finalize_does_no_harm(order):
+    # In a process of its own, which would crash.
+    program = f"""if True:
+        import llm_datadist as ld
+        mine = ld.LLMDataDist(ld.LLMRole.DECODER, 1)
+        mine.init({{"ge.exec.deviceId": "0;1"}})
+        manager = mine.kv_cache_manager
+        desc = ld.CacheDesc(2, [4, 4096], ld.DataType.DT_FLOAT)
+        first, second = manager.allocate_cache(desc), manager.allocate_cache(desc)
+        views = [first.numpy(t, d) for t in range(2) for d in range(2)] + [second.numpy(0, 1)]
+        for i, view in enumerate(views):
+            view[:] = i
+        if {order!r} == "deallocate first":
+            manager.deallocate_cache(first)
+        if {order!r} != "at exit":
+            mine.finalize()
+            del mine, manager, first, second
+            again = ld.LLMDataDist(ld.LLMRole.DECODER, 1)
+            again.init({{"ge.exec.deviceId": "0"}})
+            again.kv_cache_manager.allocate_cache(desc).numpy(0)[:] = 99
+        assert [view[3, 4095] for view in views] == [0, 1, 2, 3, 4]
+        views.pop()[:] = 5
+        print("good")"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (0, "good\n"), ran.stderr
+
+
+def test_a_forked_child_leaves_the_memory_to_its_parent(engines):
+    manager = small_pool(engines, "v1")
+    cache = manager.allocate_cache(POOL)
+    view = cache.numpy(0)
+    child = os.fork()
+    if child == 0:
+        del view
+        cache._hold = None
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    view[:] = 3
+    manager.deallocate_cache(cache)
+    assert (view == 3).all()
 
 
 def test_a_copied_object_is_the_same_cache(engines):

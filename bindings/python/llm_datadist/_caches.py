@@ -39,6 +39,8 @@ class _AnyCache:
         self._engine = None if manager is None else manager._engine
         # Memory of Python's, which lives as long as this object and the views of it.
         self._memory = memory
+        # What views keep of memory of the library's, once there is a view.
+        self._hold: typing.Optional[object] = None
 
     @property
     def cache_id(self) -> int:
@@ -61,8 +63,10 @@ class _AnyCache:
 
         (DT_BOOL likewise by "uint8" and torch.bool; FP8 is shown as uint8, and is
         torch.from_dlpack(cache.numpy(0)).view(torch.float8_e4m3fn) there.)  The array keeps the cache from being freed
-        by the garbage collector, but must not be used any more once the cache was deallocated, or the
-        engine finalized.
+        by the garbage collector.  Once the cache was deallocated, or the engine finalized, it shows the
+        bytes of that moment, its own and no other cache's; nobody else sees them any more.  Their memory
+        goes back with the last array.  (Of a cache that was registered, the memory is the caller's, who
+        keeps it as long as there are arrays.)
         """
         manager = self._manager() if self._manager is not None else None
         if self._engine is not None and (manager is None or not manager.is_initialized()):
@@ -74,11 +78,20 @@ class _AnyCache:
         at = int(device_index) * self._desc.num_tensors + int(tensor_index)
         raise_if_false(0 <= at < len(self._addrs),
                        "the cache has no memory on device {}", device_index)
-        return _core.view(self, self._addrs[at], self._shape, view_dtype(self._desc.data_type))
+        dtype = view_dtype(self._desc.data_type)
+        if self._hold is None:
+            self._hold = self._hold_memory()
+        return _core.view((self, self._hold), self._addrs[at], self._shape, dtype)
+
+    def _hold_memory(self) -> object:
+        """What keeps the memory; deallocation and finalize don't."""
+        manager = self._manager() if self._manager is not None else None
+        return self._memory if manager is None else manager._hold(self)
 
     def _spend(self) -> None:
         self._native = None
         self._addrs = []
+        self._hold = self._memory = None  # from now on the views' alone
 
     @property
     def _stride(self) -> int:

@@ -154,6 +154,12 @@ class Engine:
     def deallocate(self, cache_id: int) -> None:
         self._must(self.native.deallocate(cache_id), "deallocate_cache")
 
+    def hold(self, cache_id: int) -> _native.Hold:
+        """What keeps the memory of an allocated cache where it is, as long as it lives."""
+        status, hold = self.native.hold(cache_id)
+        self._must(status, "numpy")
+        return hold
+
     def register(self, num_tensors: int, shape: typing.Sequence[int], data_type: int, placement: int,
                  addrs: typing.Sequence[int]) -> NativeCache:
         cache = NativeCache(num_tensors, shape, data_type, placement, addrs)
@@ -337,7 +343,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Memory:
-    """Memory of a cache, for numpy.  The array keeps it, and it keeps the cache."""
+    """Memory of a cache, for numpy.  The array keeps it, and it keeps its owners."""
 
     def __init__(self, owner: object, address: int, shape: typing.Tuple[int, ...],
                  typestr: str) -> None:

@@ -75,6 +75,10 @@ class _Manager:
     def _release(self, cache: _AnyCache) -> None:
         raise NotImplementedError
 
+    def _hold(self, cache: _AnyCache) -> object:
+        """What keeps the memory of a cache of this manager's for a view of it."""
+        return self._engine.hold(cache.cache_id)
+
     def _check_cache(self, name: str, cache: typing.Any) -> None:
         if not isinstance(cache, self._cache_class):
             check_isinstance(name, cache, self._cache_class, allow_none=False)
@@ -714,6 +718,10 @@ class CacheManager(_Manager):
         self._check_cache("cache", cache)
         raise_if_false(cache.is_blocks_cache, "deallocate_blocks_cache takes blocks caches")
         self._deallocate(cache)
+
+    def _hold(self, cache: _AnyCache) -> object:
+        is_pools = self._kinds.get(cache.cache_id) == "allocated"
+        return self._engine.hold(cache.cache_id) if is_pools else cache._memory
 
     def _deallocate(self, cache: Cache) -> None:
         self._check_alive()

@@ -240,6 +240,7 @@ static PyMethodDef instance_methods[] = {
     {"link", instance_link, METH_VARARGS, NULL},
     {"unlink", instance_unlink, METH_VARARGS, NULL},
     {"link_info", instance_link_info, METH_O, NULL},
+    {"hold", instance_hold, METH_O, NULL},
     {"links", instance_links, METH_NOARGS, NULL},
     {"poll_link_event", instance_poll_link_event, METH_NOARGS, NULL},
     {"listen_port", instance_listen_port, METH_O, NULL},

@@ -2,7 +2,7 @@
 
 #include <string.h>
 
-PyObject *blocks_type, *cache_type, *index_type, *progress_type, *param_type;
+PyObject *blocks_type, *cache_type, *index_type, *progress_type, *param_type, *hold_type;
 
 static PyObject *
 text_of(size_t (*call)(char *, size_t))
@@ -103,6 +103,7 @@ PyInit__native(void)
                 add_type(module, "Index", &index_spec, &index_type) &&
                 add_type(module, "Progress", &progress_spec, &progress_type) &&
                 add_type(module, "Param", &param_spec, &param_type) &&
+                add_type(module, "Hold", &hold_spec, &hold_type) &&
                 add_type(module, "Instance", &instance_spec, &instance_type) &&
                 add_transfer_kinds(module) && add_link_states(module);
     if (!good)

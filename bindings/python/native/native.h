@@ -83,12 +83,16 @@ typedef struct {
 // (kind, id, model id).
 bool read_key(PyObject *tuple, llm_cache_key *key);
 
-extern PyType_Spec blocks_spec, cache_spec, index_spec, progress_spec, param_spec, instance_spec;
-extern PyObject *blocks_type, *cache_type, *index_type, *progress_type, *param_type; // module.c
+extern PyType_Spec blocks_spec, cache_spec, index_spec, progress_spec, param_spec, hold_spec,
+    instance_spec;
+extern PyObject *blocks_type, *cache_type, *index_type, *progress_type, *param_type,
+    *hold_type; // module.c
 
 // ---- Instance: llm_datadist; instance.c has its table of methods ----
 
 llm_datadist *dd_of(PyObject *self);
+
+PyObject *instance_hold(PyObject *self, PyObject *number); // hold.c
 
 PyObject *instance_link(PyObject *self, PyObject *args);
 PyObject *instance_unlink(PyObject *self, PyObject *args);
