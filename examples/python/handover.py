@@ -45,7 +45,7 @@ def decoder(requests, done, with_torch):
         datadist.init(config.generate_options())
         cluster = LLMClusterInfo()
         cluster.remote_cluster_id = 1
-        cluster.append_local_ip_info("127.0.0.1", 0)
+        cluster.append_local_ip_info("0.0.0.0", 0)
         cluster.append_remote_ip_info("127.0.0.1", port)
         overall, codes = datadist.link_clusters([cluster])
         if overall != LLMStatusCode.LLM_SUCCESS:

@@ -37,7 +37,7 @@ def main():
         decoder.init({"ge.exec.deviceId": "0"})
         cluster = LLMClusterInfo()
         cluster.remote_cluster_id = 1
-        cluster.append_local_ip_info("127.0.0.1", 0)
+        cluster.append_local_ip_info("0.0.0.0", 0)
         cluster.append_remote_ip_info("127.0.0.1", prompt.listen_port())
         decoder.link_clusters([cluster])
         source = prompt.kv_cache_manager.allocate_cache(DESC)

@@ -16,7 +16,7 @@ A *prompt* process fills a cache, a *decoder* links to it and pulls blocks over:
     decoder.init({"ge.exec.deviceId": "0"})
     cluster = LLMClusterInfo()
     cluster.remote_cluster_id = 1
-    cluster.append_local_ip_info("127.0.0.1", 0)
+    cluster.append_local_ip_info("0.0.0.0", 0)   # the system chooses
     cluster.append_remote_ip_info("127.0.0.1", 26000)
     decoder.link_clusters([cluster])
     target = decoder.kv_cache_manager.allocate_blocks_cache(desc)

@@ -125,8 +125,8 @@ class _Manager:
         if allow_other_type:
             more["allow_other_type"] = True
         if src is None and dst is None:
-            # All layers, however many tensors one has.
-            return _core.transfer_param(None, None, **more)
+            # All layers.  A pull takes all tensors at once, however many a layer has.
+            return _core.transfer_param(None, None, per_layer if local_is_src else 2, **more)
         # Where one range is given, "all tensors" of the local side is a range too.
         raise_if_false(local.num_tensors % per_layer == 0,
                        "{} tensors can't be divided into layers of {}", local.num_tensors, per_layer)

@@ -39,7 +39,7 @@ Entry = typing.Tuple[int, Address]  # cluster id, and where its engine listens
 ANYWHERE = "0.0.0.0"
 
 _FIRST_PORT, _NUM_PORTS, _NUM_CANDIDATES = 20000, 12000, 8
-_PATIENCE_S = 2.0
+_PATIENCE_S, _FIRST_PATIENCE_S = 2.0, 0.05
 _LOOK_AGAIN_S, _LOOK_AGAIN_MAX_S = 0.5, 8.0
 _LINE_BYTES = 65536
 # What comes of reading what a stranger has sent.
@@ -260,32 +260,34 @@ class Host:
 def attend(meeting: Meeting, own: Entry, deadline: float) -> typing.Dict[int, Entry]:
     """Finds the host and returns rank -> entry."""
     addresses = meeting.addresses[meeting.host_rank]
+    patience = _FIRST_PATIENCE_S  # soon through all places, where many may be silent
     while True:
         for address in addresses:
-            table = _attend_at(address, meeting, own, deadline)
+            table = _attend_at(address, meeting, own, deadline, patience)
             if table is not None:
                 return table
         if time.monotonic() >= deadline:
             raise _timeout("link: nobody with this name and these members was met at "
                            f"{' or '.join(addresses)}, ports {meeting.ports}")
+        patience = min(2 * patience, _PATIENCE_S)
         time.sleep(min(0.02, max(0.0, deadline - time.monotonic())))
 
 
-def _attend_at(address: str, meeting: Meeting, own: Entry, deadline: float
+def _attend_at(address: str, meeting: Meeting, own: Entry, deadline: float, patience: float
                ) -> typing.Optional[typing.Dict[int, Entry]]:
     for port in meeting.ports:
         left = deadline - time.monotonic()
         if left <= 0:
             return None
         try:
-            connection = socket.create_connection((address, port), min(left, _PATIENCE_S))
+            connection = socket.create_connection((address, port), min(left, patience))
         except socket.timeout:
             return None  # no other port there would answer
         except (OSError, UnicodeError):
             continue
         with connection:
             try:
-                greeting = _read_line(connection, time.monotonic() + min(left, _PATIENCE_S))
+                greeting = _read_line(connection, time.monotonic() + min(left, patience))
                 if greeting.get("llm-datadist-link") != meeting.digest.hex():
                     continue
                 _send_line(connection, {"digest": meeting.digest.hex(), "rank": meeting.rank,

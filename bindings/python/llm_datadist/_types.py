@@ -151,7 +151,7 @@ class LLMClusterInfo:
 
         cluster = LLMClusterInfo()
         cluster.remote_cluster_id = 1
-        cluster.append_local_ip_info("10.0.0.2", 0)
+        cluster.append_local_ip_info("0.0.0.0", 0)
         cluster.append_remote_ip_info("10.0.0.1", 26000)
     """
 
@@ -190,7 +190,9 @@ class LLMClusterInfo:
         return ip_to_int(ip), int(port)
 
     def append_local_ip_info(self, ip: typing.Union[str, int], port: int) -> None:
-        """The address to link from; port 0 lets the system choose one."""
+        """The address to link from; 0.0.0.0 lets the system choose one, and so does port 0.
+
+        In v2 mode the port counts for nothing."""
         self._local_ip_info_list.append(self._address(ip, port))
 
     def append_remote_ip_info(self, ip: typing.Union[str, int], port: int) -> None:
