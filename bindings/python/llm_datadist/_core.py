@@ -223,14 +223,15 @@ class Engine:
         return to_code(status), codes, error
 
     def link_info(self, cluster_id: int) -> typing.Optional[typing.Dict[str, typing.Any]]:
-        """None without a link; else its state ("ready" or "broken"), transport and reason."""
+        """None without a link; else its state ("ready", "suspect" or "broken"), transport and reason."""
         if cluster_id not in self.links():  # asking would log an error
             return None
         status, state, transport, reason = self.native.link_info(cluster_id)
         if status == LLMStatusCode.LLM_NOT_YET_LINK:
             return None
         self._must(status, "link_info")
-        return {"state": "ready" if state == _native.LINK_READY else "broken", "transport": transport,
+        names = {_native.LINK_READY: "ready", _native.LINK_SUSPECT: "suspect"}
+        return {"state": names.get(state, "broken"), "transport": transport,
                 "reason": reason}
 
     def links(self) -> typing.List[int]:

@@ -54,6 +54,12 @@ class _Comm:
                 if self.meeting.members[cluster] < self.meeting.rank]
 
 
+def _is_linked(engine: _core.Engine, cluster_id: int) -> bool:
+    """A peer that is silent may speak again."""
+    info = engine.link_info(cluster_id)
+    return info is not None and info["state"] != "broken"
+
+
 def _is_ready(engine: _core.Engine, cluster_id: int) -> bool:
     info = engine.link_info(cluster_id)
     return info is not None and info["state"] == "ready"
@@ -313,7 +319,7 @@ class LLMDataDist:
         raise_if_false(self._cluster_id in cluster_rank_info,
                        "cluster_rank_info lacks this cluster, {}", self._cluster_id)
         for cluster in members:
-            raise_if_true(cluster != self._cluster_id and _is_ready(engine, cluster),
+            raise_if_true(cluster != self._cluster_id and _is_linked(engine, cluster),
                           "there is a link to cluster {} already", cluster,
                           status_code=LLMStatusCode.LLM_ALREADY_LINK)
         meeting = _meeting.Meeting(comm_name, members, rank_table, self._cluster_id)
@@ -366,7 +372,7 @@ class LLMDataDist:
               ) -> typing.List[_core.Peer]:
         """Members of lower ranks without a link that works."""
         return [peer for peer in comm.linked_by_us
-                if peer.cluster_id not in parted and not _is_ready(engine, peer.cluster_id)]
+                if peer.cluster_id not in parted and not _is_linked(engine, peer.cluster_id)]
 
     def _meet_again(self, engine: _core.Engine, comm: _Comm, parted: typing.Container[int],
                     deadline: float) -> None:
@@ -445,7 +451,7 @@ class LLMDataDist:
         return self._ready().links()
 
     def link_info(self, cluster_id: int) -> typing.Optional[typing.Dict[str, typing.Any]]:
-        """"state" ("ready" or "broken"), "transport" and "reason" of a link; None without one."""
+        """"state" ("ready", "suspect" or "broken"), "transport" and "reason" of a link; None without one."""
         check_uint64("cluster_id", cluster_id)
         return self._ready().link_info(cluster_id)
 

@@ -8,6 +8,7 @@ PULL_TO_BLOCKS: int
 PUSH_CACHE: int
 PUSH_BLOCKS: int
 LINK_READY: int
+LINK_SUSPECT: int
 
 _Options = typing.List[typing.Tuple[bytes, bytes]]
 _Peers = typing.List[typing.Tuple[typing.Any, ...]]

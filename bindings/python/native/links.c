@@ -147,7 +147,8 @@ instance_poll_link_event(PyObject *self, PyObject *unused)
 bool
 add_link_states(PyObject *module)
 {
-    return PyModule_AddIntConstant(module, "LINK_READY", LLM_LINK_READY) == 0;
+    return PyModule_AddIntConstant(module, "LINK_READY", LLM_LINK_READY) == 0 &&
+           PyModule_AddIntConstant(module, "LINK_SUSPECT", LLM_LINK_SUSPECT) == 0;
 }
 
 // -> (status, [cluster id, ...])

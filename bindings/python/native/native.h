@@ -119,7 +119,7 @@ PyObject *instance_lease_close(PyObject *self, PyObject *number);
 
 // Adds PULL_CACHE and the other kinds of transfers.
 bool add_transfer_kinds(PyObject *module);
-// Adds LINK_READY.
+// Adds LINK_READY and LINK_SUSPECT.
 bool add_link_states(PyObject *module);
 
 #endif
