@@ -62,14 +62,14 @@ open_instance(struct instance *instance, uint64_t id, const char *ip)
         .struct_size = sizeof(cache), .tensor_addrs = &address, .num_tensor_addrs = 1};
     snprintf(listen, sizeof(listen), "%s:0", ip);
     llm_option options[] = {
-        {LLM_OPTION_DEVICE_ID, "0"},
-        {LLM_OPTION_SYNC_CACHE_WAIT_TIME, "60000"},
-        {LLM_OPTION_LOG_LEVEL, "warn"},
+        {LLM_OPTION_DEVICE_ID, "0"},         {LLM_OPTION_SYNC_CACHE_WAIT_TIME, "60000"},
+        {LLM_OPTION_LIVENESS_TIME, "20000"}, {LLM_OPTION_LOG_LEVEL, "warn"},
         {LLM_OPTION_LISTEN_IP_INFO, listen},
     };
     llm_role role = id == OWNER ? LLM_ROLE_PROMPT : LLM_ROLE_DECODER;
     if (llm_create(id, role, &instance->dd) != LLM_SUCCESS ||
-        llm_initialize(instance->dd, options, 4) != LLM_SUCCESS ||
+        llm_initialize(instance->dd, options, sizeof(options) / sizeof(options[0])) !=
+            LLM_SUCCESS ||
         llm_allocate_cache(instance->dd, &desc, &cache) != LLM_SUCCESS)
         return false;
     instance->cache = cache.cache_id;
