@@ -49,6 +49,10 @@
  * otherwise.  llm_finalize, llm_destroy and llm_set_role must not run beside other calls on the
  * same instance.  NULL for an instance is answered as one that is not initialized: LLM_FAILED.
  *
+ * Signals.  No call fails, or ends early, because a signal arrives.  The library's own threads leave all
+ * signals to the application's, but those that a thread brings upon itself, such as SIGSEGV; it installs
+ * no handlers, and opens no descriptor below 3.
+ *
  * fork.  A forked child doesn't have its parent's instances: every call on one fails there with
  * LLM_FAILED, llm_finalize and llm_destroy let go of it, their descriptors are closed, and the memory of
  * allocated caches is not there.  The parent and its peers don't notice what the child does, nor how long

@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "base/fork.h"
+#include "base/log.h"
 
 uint64_t
 lli_now_ns(void)
@@ -220,7 +221,7 @@ lli_memory_file_explain(int error, char *why, size_t why_size)
 int
 lli_memory_file_create(const char *name, uint64_t bytes, void **ret_base)
 {
-    int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    int fd = lli_keep_fd(memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING));
     if (fd < 0)
         return -1;
     // The system would end this process with SIGXFSZ.
@@ -228,19 +229,35 @@ lli_memory_file_create(const char *name, uint64_t bytes, void **ret_base)
         errno = EFBIG;
         goto close_fd;
     }
-    if (bytes > INT64_MAX || LLI_RETRY(ftruncate(fd, (off_t)bytes)) != 0 ||
-        LLI_RETRY(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)) != 0)
+    if (bytes > INT64_MAX || LLI_RETRY(ftruncate(fd, (off_t)bytes)) != 0)
         goto close_fd;
     void *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
     if (base == MAP_FAILED)
         goto close_fd;
     keep_here(base, bytes);
-    // What peers get can only be read.  (F_SEAL_FUTURE_WRITE would also forbid returning pages.)
+    // What peers get can only be read.  Without /proc a seal does that, which forbids returning pages too.
+    int seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
     int read_only_fd = lli_memory_file_open_again(fd);
-    if (read_only_fd < 0)
+    bool has_proc = read_only_fd >= 0 || errno != ENOENT;
+    if (has_proc && read_only_fd < 0)
         goto unmap;
-    close(fd);
+    if (LLI_RETRY(fcntl(fd, F_ADD_SEALS, has_proc ? seals : seals | F_SEAL_FUTURE_WRITE)) != 0) {
+        int reason = errno;
+        lli_memory_file_let_go(read_only_fd);
+        errno = reason;
+        goto unmap;
+    }
     *ret_base = base;
+    if (!has_proc) {
+        lli_log(
+            LLM_LOG_WARN, "os",
+            "/proc is not mounted: what is freed of %llu bytes of memory stays with this process, "
+            "and peers on this host are reached over tcp",
+            (unsigned long long)bytes);
+        lli_fork_watch(fd);
+        return fd;
+    }
+    close(fd);
     return read_only_fd;
 
 unmap:;

@@ -359,12 +359,17 @@ map_memory(struct attempt *a, char *why, size_t why_size)
 }
 
 static bool
-is_same_host(const struct attempt *a)
+knows_host(const struct lli_identity *identity)
 {
     static const uint8_t unknown[16];
+    return memcmp(identity->boot_id, unknown, sizeof(unknown)) != 0;
+}
+
+static bool
+is_same_host(const struct attempt *a)
+{
     const struct lli_identity *us = &a->node->identity;
-    return memcmp(us->boot_id, unknown, sizeof(unknown)) != 0 &&
-           memcmp(us->boot_id, a->peer.boot_id, sizeof(us->boot_id)) == 0;
+    return knows_host(us) && memcmp(us->boot_id, a->peer.boot_id, sizeof(us->boot_id)) == 0;
 }
 
 static bool
@@ -383,7 +388,11 @@ try_transport(struct attempt *a, enum lli_transport_kind kind, char *why, size_t
     case LLI_TRANSPORT_SHM:
         if (is_same_host(a))
             return map_memory(a, why, why_size);
-        snprintf(why, why_size, "the peer is on another host");
+        snprintf(
+            why, why_size, "%s",
+            knows_host(&a->node->identity) && knows_host(&a->peer)
+                ? "the peer is on another host"
+                : "/proc, which tells whether the peer is on this host, is missing there or here");
         return false;
     case LLI_TRANSPORT_TCP:
         return open_data_connections(a, why, why_size);

@@ -1,10 +1,13 @@
-// A process that goes on as another program, one whose main thread has left, and a daemon.
+// A process that goes on as another program, one whose main thread has left, a
+// daemon, and one that sees no /proc.
 //
 // Who reads registered memory of a process that executes another program may find the next one's
 // bytes, at the same addresses, under the same process number.  No pull succeeds with them.
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
+#include <sys/mount.h>
 #include <sys/personality.h>
 #include <unistd.h>
 
@@ -241,6 +244,55 @@ test_a_daemon_s_standard_descriptors_stay_free(void **state)
     }
 }
 
+// ---- a process without /proc ----
+
+static int
+serve_without_proc(struct talk *talk)
+{
+    // Another user than root may in a namespace of its own.
+    if (unshare(geteuid() == 0 ? CLONE_NEWNS : CLONE_NEWNS | CLONE_NEWUSER) != 0 ||
+        mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0 ||
+        mount("none", "/proc", "tmpfs", 0, NULL) != 0)
+        return 77;
+    talk_say(talk, "hidden");
+    return kit_serve(talk);
+}
+
+static void
+test_without_proc_caches_are_allocated_registered_and_pulled(void **state)
+{
+    struct other other = {0};
+    struct end user;
+    struct kv kv;
+    char line[LINE_BYTES];
+    llm_link_info info = {.struct_size = sizeof(info)};
+    struct end_setup setup = {.id = OWNER, .listens = true, .transports = "shm,tcp"};
+    (void)state;
+    process_start(&other.process, "procless");
+    if (UNDER_TSAN || UNDER_ASAN || !talk_hear(&other.process.talk, line, PATIENCE_MS)) {
+        print_message("/proc can't be hidden here\n");
+        skip();
+    }
+    other_open(&other, &setup);
+    setup = (struct end_setup){.id = USER, .transports = "shm,tcp"};
+    end_open(&user, &setup);
+    kv_open(&kv, &user, 1, SLOTS, STRIDE);
+    assert_ok(end_link(&user, OWNER, other.port));
+    assert_int_equal(end_state(&user, OWNER, &info), LLM_LINK_READY);
+    if (strstr(info.reason, "/proc") == NULL)
+        fail_msg("\"%s\" doesn't name /proc", info.reason);
+    for (unsigned i = 0; i < 2; i++) {
+        int64_t remote = other_cache(&other, i, i == 0, 1, SLOTS, STRIDE);
+        other_fill(&other, i, 5 + i);
+        struct job job = {.peer = OWNER, .remote = remote, .count = SLOTS};
+        assert_ok(job_run(&job, &user, &kv));
+        assert_true(kv_holds(&kv, 5 + i, SLOTS, 0));
+    }
+    end_close(&user);
+    kv_free(&kv);
+    assert_true(process_join(&other.process));
+}
+
 // ---- a main thread that has left ----
 
 static void *
@@ -313,6 +365,7 @@ main(int argc, char **argv)
         KIT_TEST(test_a_pull_never_succeeds_with_the_next_programs_bytes),
         KIT_TEST(test_a_pull_fails_before_the_loop_knows_of_the_next_program),
         KIT_TEST(test_a_daemon_s_standard_descriptors_stay_free),
+        KIT_TEST(test_without_proc_caches_are_allocated_registered_and_pulled),
         KIT_TEST(test_memory_is_read_of_a_process_whose_main_thread_has_left),
     };
     const char *role;
@@ -320,6 +373,8 @@ main(int argc, char **argv)
     if (process_role(argc, argv, &role, &talk)) {
         if (strcmp(role, "life") == 0)
             return live(&talk);
+        if (strcmp(role, "procless") == 0)
+            return serve_without_proc(&talk);
         if (strcmp(role, "daemon") == 0)
             return serve_as_daemon(&talk);
         return strcmp(role, "leaderless") == 0 ? serve_without_main_thread(&talk)
