@@ -100,7 +100,7 @@ constexpr Status LLM_OUT_OF_MEMORY = 0x5010B01CU;
  * 2. Options (§4): keys of the maps that Initialize and SetRole take.  Unknown keys are ignored.
  * ============================================================================================ */
 
-/* "ipv4:port" per device, separated by ';'.  Required for a Prompt of version 1; in version
+/* "host:port" per device; the host "a.b.c.d", "[v6]" or a name, separated by ';'.  Required for a Prompt of version 1; in version
  * 2 one, and whoever gives it listens: a Decoder or Mix of version 1 once it registers memory. */
 constexpr char OPTION_LISTEN_IP_INFO[] = "llm.ListenIpInfo";
 /* Device ids, separated by ';'.  Required. */

@@ -184,7 +184,8 @@ typedef struct llm_option {
     const char *value;
 } llm_option;
 
-/* "ipv4:port" per device, separated by ';'.  Port 0 lets the system choose: llm_get_listen_port.
+/* "host:port" per device, separated by ';'; the host "a.b.c.d", "[v6]" or a name.  "[::]" takes IPv4 as
+ * well.  Port 0 lets the system choose: llm_get_listen_port.
  * Version 1: required for role Prompt, not read for the other roles (§4.3).  Version 2: one address,
  * optional for every role (§13.3); of a Decoder or Mix that becomes version 2 by registering memory it
  * is read, and listened at, then. */
@@ -511,8 +512,10 @@ LLM_API llm_status llm_get_cache_info(llm_datadist *dd, int64_t cache_id, llm_ca
  * ============================================================================================ */
 
 typedef struct llm_ip_info {
-    const char *ip; /* strict dotted quad */
-    uint16_t port;  /* of a listener to link to: 1..65535 */
+    /* IPv4, strictly "a.b.c.d"; IPv6, "::1", "fe80::1%eth0" or in brackets; the name of a host, which is
+     * looked up during the call. */
+    const char *ip;
+    uint16_t port; /* of a listener to link to: 1..65535 */
 } llm_ip_info;
 
 typedef struct llm_cluster_info {

@@ -119,12 +119,12 @@ static llm_status
 register_locked(llm_datadist *dd, const struct lli_geometry *geometry, const uint64_t *addrs,
                 int64_t *ret_cache_id)
 {
-    struct lli_listen_address address;
+    struct lli_endpoint place;
     bool is_first = !atomic_load(&dd->version_2);
     bool has_address = is_first && dd->options.listen_later != NULL;
     if (has_address) {
-        LLI_TRY(lli_options_parse_listen(dd->options.listen_later, &address));
-        LLI_TRY(lli_engine_relisten(dd, &address));
+        LLI_TRY(lli_options_parse_listen(dd->options.listen_later, &place));
+        LLI_TRY(lli_engine_relisten(dd, &place));
     }
     llm_status status = lli_registry_register(&dd->registry, geometry, addrs, ret_cache_id);
     if (status != LLM_SUCCESS && has_address)

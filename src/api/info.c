@@ -98,7 +98,7 @@ llm_get_listen_port(llm_datadist *dd, size_t device_index, uint16_t *ret_port)
     pthread_mutex_lock(&dd->life_lock);
     size_t num_devices = dd->listeners.num_devices;
     if (device_index < num_devices)
-        *ret_port = dd->listeners.of_device[device_index]->address.port;
+        *ret_port = dd->listeners.of_device[device_index]->place.port;
     pthread_mutex_unlock(&dd->life_lock);
     if (device_index >= num_devices)
         return lli_fail(LLM_PARAM_INVALID, "api",

@@ -113,39 +113,41 @@ llm_finalize(llm_datadist *dd)
 
 // With a backend an instance listens where it said at first (§13.4).
 static llm_status
-check_backend_address(llm_datadist *dd, const struct lli_listen_address *address)
+check_backend_address(llm_datadist *dd, const struct lli_endpoint *place)
 {
-    const struct lli_listen_address *first = &dd->options.listen[0];
-    uint16_t port =
-        dd->listeners.num_devices == 0 ? first->port : dd->listeners.of_device[0]->address.port;
-    if (address->ip.s_addr == first->ip.s_addr &&
-        (address->port == first->port || address->port == port))
+    char given[LLI_ADDRESS_TEXT_BYTES];
+    char expected[LLI_ADDRESS_TEXT_BYTES];
+    const struct lli_endpoint *first = &dd->options.listen[0];
+    // As it was given, or as it came out.
+    if (lli_endpoint_equal(place, first) ||
+        (dd->listeners.num_devices > 0 &&
+         lli_endpoint_equal(place, &dd->listeners.of_device[0]->place)))
         return LLM_SUCCESS;
     return lli_fail(LLM_FEATURE_NOT_ENABLED, "api",
-                    LLM_OPTION_LISTEN_IP_INFO " is %s:%u, with " LLM_OPTION_TRANSFER_BACKEND
-                                              " expected that of the initialization, %s:%u",
-                    address->ip_text, address->port, first->ip_text, first->port);
+                    LLM_OPTION_LISTEN_IP_INFO " is %s, with " LLM_OPTION_TRANSFER_BACKEND
+                                              " expected that of the initialization, %s",
+                    lli_endpoint_format(place, given), lli_endpoint_format(first, expected));
 }
 
 static llm_status
-check_set_role_version_2(llm_datadist *dd, const struct lli_listen_address *address)
+check_set_role_version_2(llm_datadist *dd, const struct lli_endpoint *place)
 {
     size_t num_links = lli_links_count(&dd->node);
     if (num_links > 0)
         return lli_fail(LLM_EXIST_LINK, "api", "%zu link(s) exist: unlink first", num_links);
-    if (address != NULL && dd->options.has_backend)
-        return check_backend_address(dd, address);
+    if (place != NULL && dd->options.has_backend)
+        return check_backend_address(dd, place);
     return LLM_SUCCESS;
 }
 
 // Checks 4 to 7 of §5.5.
 static llm_status
-check_set_role(llm_datadist *dd, llm_role role, const struct lli_listen_address *address)
+check_set_role(llm_datadist *dd, llm_role role, const struct lli_endpoint *place)
 {
     int current = atomic_load(&dd->role);
     size_t num_links = lli_links_count(&dd->node);
     if (atomic_load(&dd->version_2))
-        return check_set_role_version_2(dd, address);
+        return check_set_role_version_2(dd, place);
     if (!dd->options.enable_set_role)
         return lli_fail(LLM_FEATURE_NOT_ENABLED, "api",
                         "llm_set_role needs " LLM_OPTION_ENABLE_SET_ROLE
@@ -154,7 +156,7 @@ check_set_role(llm_datadist *dd, llm_role role, const struct lli_listen_address 
         return lli_fail(LLM_FEATURE_NOT_ENABLED, "api",
                         "llm_set_role works with one device, this instance has %zu",
                         dd->options.num_devices);
-    if (role == LLM_ROLE_PROMPT && address == NULL)
+    if (role == LLM_ROLE_PROMPT && place == NULL)
         return lli_fail(LLM_PARAM_INVALID, "api",
                         "to become Prompt, llm_set_role needs " LLM_OPTION_LISTEN_IP_INFO);
     if (current != LLM_ROLE_MIX && num_links > 0)
@@ -168,17 +170,17 @@ llm_status
 llm_set_role(llm_datadist *dd, llm_role role, const llm_option *options, size_t num_options)
 {
     bool has_address = false;
-    struct lli_listen_address address;
+    struct lli_endpoint place;
     LLI_TRY(lli_check_initialized(dd, "llm_set_role"));
     LLI_TRY(check_role((int)role));
     LLI_TRY(check_options(options, num_options));
-    LLI_TRY(lli_options_parse_set_role(options, num_options, &has_address, &address));
-    LLI_TRY(check_set_role(dd, role, has_address ? &address : NULL));
+    LLI_TRY(lli_options_parse_set_role(options, num_options, &has_address, &place));
+    LLI_TRY(check_set_role(dd, role, has_address ? &place : NULL));
     // In version 2 the option alone decides whether the instance listens (§13.4).
     bool listens = atomic_load(&dd->version_2) ? has_address : role == LLM_ROLE_PROMPT;
     bool stays = listens && dd->options.has_backend && dd->listeners.num_devices > 0;
     if (!stays)
-        LLI_TRY(lli_engine_relisten(dd, listens ? &address : NULL));
+        LLI_TRY(lli_engine_relisten(dd, listens ? &place : NULL));
     lli_log(LLM_LOG_INFO, "api", "cluster %llu changes from %s to %s",
             (unsigned long long)dd->cluster_id, lli_role_name(atomic_load(&dd->role)),
             lli_role_name((int)role));

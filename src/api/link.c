@@ -1,5 +1,4 @@
 // Links (§6, §13.4).
-#include <arpa/inet.h>
 #include <stdio.h>
 
 #include "api/check.h"
@@ -19,8 +18,8 @@ struct call {
     struct cluster {
         struct call *call;
         uint64_t id;
-        struct sockaddr_in local[LLI_NUM_DEVICES_MAX];
-        struct sockaddr_in remote[LLI_NUM_DEVICES_MAX];
+        struct lli_endpoint local[LLI_NUM_DEVICES_MAX];
+        struct lli_endpoint remote[LLI_NUM_DEVICES_MAX];
         llm_status result;
         char why[256]; // of a failed result
         bool attempted;
@@ -49,11 +48,12 @@ cluster_at(const llm_cluster_info *clusters, size_t index)
 static llm_status
 check_ips(const llm_ip_info *infos, size_t num_infos, size_t cluster, const char *side)
 {
-    struct in_addr ip;
+    struct lli_endpoint place;
     for (size_t i = 0; infos != NULL && i < num_infos; i++) {
-        if (infos[i].ip == NULL || !lli_parse_ipv4(infos[i].ip, &ip))
+        if (!lli_endpoint_parse(infos[i].ip, infos[i].port, &place))
             return lli_fail(LLM_PARAM_INVALID, "link",
-                            "clusters[%zu].%s_ip_infos[%zu].ip is \"%s\", expected a dotted quad",
+                            "clusters[%zu].%s_ip_infos[%zu].ip is \"%s\", expected an IPv4 or "
+                            "IPv6 address or the name of a host",
                             cluster, side, i, infos[i].ip == NULL ? "" : infos[i].ip);
     }
     return LLM_SUCCESS;
@@ -205,13 +205,13 @@ reads_local(const struct call *call)
     return !call->version_2 || !call->unlinks;
 }
 
-static struct sockaddr_in
-to_sockaddr(const llm_ip_info *info)
+static struct lli_endpoint
+to_place(const llm_ip_info *info)
 {
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(info->port)};
+    struct lli_endpoint place = {0};
     // Checked before.
-    (void)lli_parse_ipv4(info->ip, &address.sin_addr);
-    return address;
+    (void)lli_endpoint_parse(info->ip, info->port, &place);
+    return place;
 }
 
 static llm_status
@@ -228,14 +228,14 @@ copy_clusters(struct call *call, const llm_cluster_info *clusters, size_t num_cl
         cluster->id = info.remote_cluster_id;
         // Missing ones (§13.4): any source address.
         for (size_t d = 0; d < call->dd->options.num_devices; d++) {
-            cluster->local[d].sin_family = AF_INET;
+            (void)lli_endpoint_parse("0.0.0.0", 0, &cluster->local[d]);
             if (reads_local(call) && info.local_ip_infos != NULL && d < info.num_local_ip_infos)
-                cluster->local[d] = to_sockaddr(&info.local_ip_infos[d]);
+                cluster->local[d] = to_place(&info.local_ip_infos[d]);
             // In version 2 programs give the port at which they listen, or the peer's (§13.4).
             if (call->version_2)
-                cluster->local[d].sin_port = 0;
+                cluster->local[d].port = 0;
             if (info.remote_ip_infos != NULL && d < info.num_remote_ip_infos)
-                cluster->remote[d] = to_sockaddr(&info.remote_ip_infos[d]);
+                cluster->remote[d] = to_place(&info.remote_ip_infos[d]);
         }
     }
     return LLM_SUCCESS;
@@ -438,14 +438,35 @@ llm_link_clusters(llm_datadist *dd, const llm_cluster_info *clusters, size_t num
 
 // ---- unlinking ----
 
+// Ports are not compared.
+static bool
+is_host_of(const struct call *call, const struct lli_endpoint *given,
+           const struct lli_endpoint *linked)
+{
+    char why[LLI_REASON_BYTES];
+    bool timed_out;
+    struct lli_address found[LLI_LOOKUP_MAX];
+    // A name may lead elsewhere by now.
+    if (strcmp(given->host, linked->host) == 0)
+        return true;
+    size_t num_found =
+        lli_endpoint_resolve(given, call->deadline_ns, found, &timed_out, why, sizeof(why));
+    for (size_t i = 0; i < num_found; i++) {
+        if (lli_address_is_same_host(&found[i], &linked->address))
+            return true;
+    }
+    return false;
+}
+
 static bool
 has_addresses(const struct cluster *cluster, const struct lli_link *link)
 {
     for (size_t d = 0; d < cluster->call->dd->options.num_devices; d++) {
-        if (cluster->remote[d].sin_addr.s_addr != link->remote_ips[d].s_addr)
+        if (!is_host_of(cluster->call, &cluster->remote[d], &link->remote[d]))
             return false;
         // A prompt looks its links up by the remote address alone.
-        if (link->connected_by_us && cluster->local[d].sin_addr.s_addr != link->local_ips[d].s_addr)
+        if (link->connected_by_us &&
+            !is_host_of(cluster->call, &cluster->local[d], &link->local[d]))
             return false;
     }
     return true;

@@ -300,29 +300,39 @@ lli_memory_file_map(int fd, uint64_t bytes)
     return base;
 }
 
-int
-lli_tcp_listen(struct in_addr address, uint16_t port, uint16_t *ret_port)
+bool
+lli_socket_name(int fd, struct lli_address *ret_name)
 {
-    struct sockaddr_in name = {
-        .sin_family = AF_INET,
-        .sin_port = htons(port),
-        .sin_addr = address,
-    };
-    socklen_t name_bytes = sizeof(name);
+    socklen_t bytes = sizeof(*ret_name);
+    memset(ret_name, 0, sizeof(*ret_name));
+    if (getsockname(fd, &ret_name->any, &bytes) != 0)
+        return false;
+    lli_address_unmap(ret_name);
+    return true;
+}
+
+int
+lli_tcp_listen(const struct lli_address *address, uint16_t *ret_port)
+{
+    struct lli_address name;
     int one = 1;
-    int fd = lli_keep_fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    int zero = 0;
+    int fd =
+        lli_keep_fd(socket(address->any.sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
     if (fd < 0)
         return -1;
     // A restarted prompt gets its port back although old connections linger in TIME_WAIT.
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-    if (bind(fd, (struct sockaddr *)&name, sizeof(name)) != 0 || listen(fd, 1024) != 0 ||
-        getsockname(fd, (struct sockaddr *)&name, &name_bytes) != 0) {
+    if (address->any.sa_family == AF_INET6)
+        setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &zero, sizeof(zero));
+    if (bind(fd, &address->any, lli_address_bytes(address)) != 0 || listen(fd, 1024) != 0 ||
+        !lli_socket_name(fd, &name)) {
         int error = errno;
         close(fd);
         errno = error;
         return -1;
     }
-    *ret_port = ntohs(name.sin_port);
+    *ret_port = lli_address_port(&name);
     return fd;
 }
 
@@ -348,22 +358,22 @@ lli_tcp_limit(int fd, unsigned limit_ms)
 }
 
 int
-lli_tcp_connect_start(const struct sockaddr_in *local, const struct sockaddr_in *remote,
+lli_tcp_connect_start(const struct lli_address *local, const struct lli_address *remote,
                       bool *ret_bound)
 {
     int one = 1;
     *ret_bound = false;
-    int fd = lli_keep_fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    int fd =
+        lli_keep_fd(socket(remote->any.sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
     if (fd < 0)
         return -1;
     lli_tcp_tune(fd);
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-    if (local->sin_port == 0)
+    if (lli_address_port(local) == 0)
         setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof(one));
-    *ret_bound = bind(fd, (const struct sockaddr *)local, sizeof(*local)) == 0;
-    if (!*ret_bound ||
-        (LLI_RETRY(connect(fd, (const struct sockaddr *)remote, sizeof(*remote))) != 0 &&
-         errno != EINPROGRESS && errno != EALREADY && errno != EISCONN)) {
+    *ret_bound = bind(fd, &local->any, lli_address_bytes(local)) == 0;
+    if (!*ret_bound || (LLI_RETRY(connect(fd, &remote->any, lli_address_bytes(remote))) != 0 &&
+                        errno != EINPROGRESS && errno != EALREADY && errno != EISCONN)) {
         int error = errno;
         close(fd);
         errno = error;
@@ -375,13 +385,12 @@ lli_tcp_connect_start(const struct sockaddr_in *local, const struct sockaddr_in 
 bool
 lli_tcp_is_with_itself(int fd)
 {
-    struct sockaddr_in local;
-    struct sockaddr_in remote;
-    socklen_t local_bytes = sizeof(local);
-    socklen_t remote_bytes = sizeof(remote);
-    return getsockname(fd, (struct sockaddr *)&local, &local_bytes) == 0 &&
-           getpeername(fd, (struct sockaddr *)&remote, &remote_bytes) == 0 &&
-           local.sin_port == remote.sin_port && local.sin_addr.s_addr == remote.sin_addr.s_addr;
+    struct lli_address local;
+    struct lli_address remote = {0};
+    socklen_t bytes = sizeof(remote);
+    return lli_socket_name(fd, &local) && getpeername(fd, &remote.any, &bytes) == 0 &&
+           lli_address_port(&local) == lli_address_port(&remote) &&
+           lli_address_is_same_host(&local, &remote);
 }
 
 void
@@ -438,13 +447,15 @@ lli_unix_connect(const char *name)
 }
 
 int
-lli_accept(int listen_fd, struct sockaddr_in *ret_peer)
+lli_accept(int listen_fd, struct lli_address *ret_peer)
 {
     struct sockaddr_storage peer = {0};
     socklen_t bytes = sizeof(peer);
     int fd = lli_keep_fd(LLI_RETRY(
         accept4(listen_fd, (struct sockaddr *)&peer, &bytes, SOCK_CLOEXEC | SOCK_NONBLOCK)));
-    if (fd >= 0 && ret_peer != NULL && peer.ss_family == AF_INET)
-        memcpy(ret_peer, &peer, sizeof(*ret_peer));
+    if (fd < 0 || ret_peer == NULL || (peer.ss_family != AF_INET && peer.ss_family != AF_INET6))
+        return fd;
+    memcpy(ret_peer, &peer, sizeof(*ret_peer));
+    lli_address_unmap(ret_peer);
     return fd;
 }

@@ -3,9 +3,9 @@
 #define LLI_OS_H
 
 #include <errno.h>
-#include <netinet/in.h>
 #include <pthread.h>
 
+#include "base/address.h"
 #include "base/base.h"
 
 // The result of a system call that a signal doesn't end: it is made again.  The application's signals
@@ -77,9 +77,10 @@ int lli_memory_file_open_again(int fd);
 void lli_memory_file_let_go(int fd);
 
 // Sockets: all close-on-exec and non-blocking.  -1 and errno on failure.
-int lli_tcp_listen(struct in_addr address, uint16_t port, uint16_t *ret_port);
+// `::` takes IPv4 as well.
+int lli_tcp_listen(const struct lli_address *address, uint16_t *ret_port);
 // *ret_bound: whether `local` could be had; what fails then fails on the way.
-int lli_tcp_connect_start(const struct sockaddr_in *local, const struct sockaddr_in *remote,
+int lli_tcp_connect_start(const struct lli_address *local, const struct lli_address *remote,
                           bool *ret_bound);
 // The system may give a connection the port that it is meant for, and join both of its ends.
 bool lli_tcp_is_with_itself(int fd);
@@ -91,6 +92,8 @@ void lli_tcp_limit(int fd, unsigned limit_ms);
 // An abstract Unix socket with a random name.
 int lli_unix_listen(char *ret_name, size_t name_size);
 int lli_unix_connect(const char *name);
-int lli_accept(int listen_fd, struct sockaddr_in *ret_peer);
+int lli_accept(int listen_fd, struct lli_address *ret_peer);
+// Of this end.
+bool lli_socket_name(int fd, struct lli_address *ret_name);
 
 #endif

@@ -147,6 +147,14 @@ test_a_thread_has_signals_blocked_and_the_starter_as_before(void **state)
         assert_false(sigismember(&facts.blocked, faults[i]));
 }
 
+static struct lli_address
+loopback(uint16_t port)
+{
+    return (struct lli_address){.v4 = {.sin_family = AF_INET,
+                                       .sin_port = htons(port),
+                                       .sin_addr.s_addr = htonl(INADDR_LOOPBACK)}};
+}
+
 static void
 test_descriptors_leave_the_standard_ones_free(void **state)
 {
@@ -154,7 +162,8 @@ test_descriptors_leave_the_standard_ones_free(void **state)
     uint16_t port;
     (void)state;
     close(STDIN_FILENO);
-    int fd = lli_tcp_listen((struct in_addr){htonl(INADDR_LOOPBACK)}, 0, &port);
+    struct lli_address address = loopback(0);
+    int fd = lli_tcp_listen(&address, &port);
     assert_true(fd > STDERR_FILENO);
     assert_int_equal(fcntl(fd, F_GETFD), FD_CLOEXEC);
     assert_int_equal(fcntl(STDIN_FILENO, F_GETFD), -1);
@@ -336,26 +345,25 @@ assert_tuned_descriptor(int fd)
 static void
 test_tcp_sockets_meet_at_a_chosen_port(void **state)
 {
-    struct in_addr address = {.s_addr = htonl(INADDR_LOOPBACK)};
-    struct sockaddr_in local = {.sin_family = AF_INET, .sin_addr = address};
-    struct sockaddr_in remote = local;
-    struct sockaddr_in peer = {0};
+    struct lli_address local = loopback(0);
+    struct lli_address remote = local;
+    struct lli_address peer = {0};
     uint16_t port = 0;
     (void)state;
-    int listen_fd = lli_tcp_listen(address, 0, &port);
+    int listen_fd = lli_tcp_listen(&local, &port);
     assert_tuned_descriptor(listen_fd);
     assert_true(port > 0);
     assert_int_equal(lli_accept(listen_fd, &peer), -1);
     assert_int_equal(errno, EAGAIN);
 
-    remote.sin_port = htons(port);
+    lli_address_set_port(&remote, port);
     bool bound;
     int fd = lli_tcp_connect_start(&local, &remote, &bound);
     assert_tuned_descriptor(fd);
     assert_true(wait_for(listen_fd, POLLIN));
     int accepted = lli_accept(listen_fd, &peer);
     assert_tuned_descriptor(accepted);
-    assert_int_equal(peer.sin_addr.s_addr, address.s_addr);
+    assert_true(lli_address_is_same_host(&peer, &local));
     assert_true(wait_for(fd, POLLOUT));
     assert_int_equal(send(fd, "x", 1, 0), 1);
     assert_true(wait_for(accepted, POLLIN));
@@ -370,17 +378,18 @@ test_tcp_sockets_meet_at_a_chosen_port(void **state)
 static void
 test_a_port_is_listened_at_once_and_free_again(void **state)
 {
-    struct in_addr address = {.s_addr = htonl(INADDR_LOOPBACK)};
+    struct lli_address address = loopback(0);
     uint16_t port = 0;
     uint16_t again = 0;
     (void)state;
-    int fd = lli_tcp_listen(address, 0, &port);
+    int fd = lli_tcp_listen(&address, &port);
+    address = loopback(port);
     assert_true(fd >= 0);
-    assert_int_equal(lli_tcp_listen(address, port, &again), -1);
+    assert_int_equal(lli_tcp_listen(&address, &again), -1);
     assert_int_equal(errno, EADDRINUSE);
     assert_int_equal(again, 0);
     close(fd);
-    fd = lli_tcp_listen(address, port, &again);
+    fd = lli_tcp_listen(&address, &again);
     assert_true(fd >= 0);
     assert_int_equal(again, port);
     close(fd);

@@ -491,22 +491,20 @@ swap_listeners(void *arg)
 }
 
 static bool
-listens_at(const struct llm_datadist *dd, const struct lli_listen_address *address)
+listens_at(const struct llm_datadist *dd, const struct lli_endpoint *place)
 {
-    if (address == NULL || dd->listeners.num_devices != 1 || address->port == 0)
-        return false;
-    const struct lli_listen_address *current = &dd->listeners.of_device[0]->address;
-    return current->ip.s_addr == address->ip.s_addr && current->port == address->port;
+    return place != NULL && dd->listeners.num_devices == 1 && place->port != 0 &&
+           lli_endpoint_equal(place, &dd->listeners.of_device[0]->place);
 }
 
 llm_status
-lli_engine_relisten(struct llm_datadist *dd, const struct lli_listen_address *address)
+lli_engine_relisten(struct llm_datadist *dd, const struct lli_endpoint *place)
 {
     struct swap swap = {.dd = dd};
-    if (listens_at(dd, address))
+    if (listens_at(dd, place))
         return LLM_SUCCESS;
-    if (address != NULL)
-        LLI_TRY(lli_listeners_open(&dd->node, address, 1, &swap.listeners));
+    if (place != NULL)
+        LLI_TRY(lli_listeners_open(&dd->node, place, 1, &swap.listeners));
     lli_loop_call(&dd->loop, swap_listeners, &swap);
     if (swap.status != LLM_SUCCESS)
         lli_set_last_error(swap.why);

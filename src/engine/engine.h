@@ -46,9 +46,9 @@ void lli_engine_close(struct llm_datadist *dd);
 // notice.
 void lli_engine_forget(struct llm_datadist *dd);
 
-// Replaces the listeners by one at `address`, or by none if it is NULL.  On failure the old ones go
+// Replaces the listeners by one at `place`, or by none if it is NULL.  On failure the old ones go
 // on listening.
-llm_status lli_engine_relisten(struct llm_datadist *dd, const struct lli_listen_address *address);
+llm_status lli_engine_relisten(struct llm_datadist *dd, const struct lli_endpoint *place);
 
 // Are there transfers on the link that this side has begun?
 bool lli_engine_link_is_active(struct lli_link *link);

@@ -9,7 +9,6 @@
 // refused.
 #include "link/accept.h"
 
-#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
@@ -28,6 +27,7 @@ enum {
     PATIENCE_MS = 10000,
     // Then those who are there already get their turn.
     ACCEPTS_PER_EVENT = 32,
+    LOOKUP_MS = 5000, // of the name of this host
 };
 
 // A connection that has not said who it is.  Over TCP it has a conn, over the host's socket a source.
@@ -143,11 +143,8 @@ fill_addresses(struct lli_link *link, const struct pending *pending)
 {
     for (size_t i = 0; i < pending->node->options->num_devices; i++) {
         const struct lli_conn *conn = i == 0 ? pending->control : pending->devices[i - 1];
-        struct sockaddr_in local;
-        socklen_t bytes = sizeof(local);
-        link->remote_ips[i] = conn->peer.sin_addr;
-        if (getsockname(conn->source.fd, (struct sockaddr *)&local, &bytes) == 0)
-            link->local_ips[i] = local.sin_addr;
+        link->remote[i].address = conn->peer;
+        (void)lli_socket_name(conn->source.fd, &link->local[i].address);
     }
 }
 
@@ -316,8 +313,8 @@ static void LLI_PRINTF(3, 4)
     va_start(args, format);
     vsnprintf(text, sizeof(text), format, args);
     va_end(args);
-    char from[INET_ADDRSTRLEN];
-    inet_ntop(AF_INET, &stranger->conn->peer.sin_addr, from, sizeof(from));
+    char from[LLI_ADDRESS_TEXT_BYTES];
+    lli_address_format(&stranger->conn->peer, from);
     if (lli_hello_has_our_version(hello))
         lli_log(LLM_LOG_WARN, "link", "a link from cluster %llu at %s was refused: %s",
                 (unsigned long long)hello->from.cluster_id, from, text);
@@ -509,7 +506,7 @@ accept_tcp(struct lli_source *source, uint32_t events)
     struct lli_node *node = listener->node;
     (void)events;
     for (int i = 0; i < ACCEPTS_PER_EVENT; i++) {
-        struct sockaddr_in peer = {0};
+        struct lli_address peer = {0};
         int fd = lli_accept(source->fd, &peer);
         if (fd < 0) {
             accept_failed(node, &listener->pause);
@@ -531,30 +528,48 @@ accept_tcp(struct lli_source *source, uint32_t events)
 }
 
 static struct lli_listener *
-find_listener(struct lli_listeners *listeners, const struct lli_listen_address *address,
-              const struct lli_listen_address *addresses)
+find_listener(struct lli_listeners *listeners, const struct lli_endpoint *place,
+              const struct lli_endpoint *places)
 {
     for (size_t i = 0; i < listeners->num_devices; i++) {
-        if (addresses[i].ip.s_addr == address->ip.s_addr && addresses[i].port == address->port)
+        if (lli_endpoint_equal(&places[i], place))
             return listeners->of_device[i];
     }
     return NULL;
 }
 
+// At the first address of a place that can be had.
+static int
+listen_at(const struct lli_endpoint *place, uint16_t *ret_port, char *why, size_t why_size)
+{
+    struct lli_address addresses[LLI_LOOKUP_MAX];
+    bool timed_out;
+    int fd = -1;
+    size_t num_addresses = lli_endpoint_resolve(place, lli_deadline_after_ms(LOOKUP_MS), addresses,
+                                                &timed_out, why, why_size);
+    for (size_t i = 0; i < num_addresses && fd < 0; i++)
+        fd = lli_tcp_listen(&addresses[i], ret_port);
+    if (fd < 0 && num_addresses > 0)
+        snprintf(why, why_size, "%s", strerror(errno));
+    return fd;
+}
+
 static llm_status
-open_listener(struct lli_node *node, const struct lli_listen_address *address,
+open_listener(struct lli_node *node, const struct lli_endpoint *place,
               struct lli_listener **ret_listener)
 {
+    char text[LLI_ADDRESS_TEXT_BYTES];
+    char why[LLI_REASON_BYTES];
     struct lli_listener *listener = lli_calloc(1, sizeof(*listener));
     if (listener == NULL)
         return lli_fail(LLM_FAILED, "link", "no memory for a listener");
     listener->node = node;
-    listener->address = *address;
-    int fd = lli_tcp_listen(address->ip, address->port, &listener->address.port);
+    listener->place = *place;
+    int fd = listen_at(place, &listener->place.port, why, sizeof(why));
     if (fd < 0) {
         lli_free(listener);
-        return lli_fail(LLM_FAILED, "link", "can't listen at %s:%u: %s", address->ip_text,
-                        address->port, strerror(errno));
+        return lli_fail(LLM_FAILED, "link", "can't listen at %s: %s",
+                        lli_endpoint_format(place, text), why);
     }
     listener->source = (struct lli_source){.fd = fd, .events = EPOLLIN, .ready = accept_tcp};
     init_pause(&listener->pause, &listener->source);
@@ -582,14 +597,14 @@ close_listener(struct lli_listener *listener)
 }
 
 llm_status
-lli_listeners_open(struct lli_node *node, const struct lli_listen_address *addresses,
-                   size_t num_addresses, struct lli_listeners *ret_listeners)
+lli_listeners_open(struct lli_node *node, const struct lli_endpoint *places, size_t num_places,
+                   struct lli_listeners *ret_listeners)
 {
     struct lli_listeners opened = {0};
-    for (size_t i = 0; i < num_addresses; i++) {
-        struct lli_listener *listener = find_listener(&opened, &addresses[i], addresses);
+    for (size_t i = 0; i < num_places; i++) {
+        struct lli_listener *listener = find_listener(&opened, &places[i], places);
         if (listener == NULL) {
-            llm_status status = open_listener(node, &addresses[i], &listener);
+            llm_status status = open_listener(node, &places[i], &listener);
             if (status != LLM_SUCCESS) {
                 lli_listeners_close(node, &opened);
                 return status;
@@ -605,12 +620,13 @@ lli_listeners_open(struct lli_node *node, const struct lli_listen_address *addre
 llm_status
 lli_listeners_start(struct lli_listeners *listeners)
 {
+    char text[LLI_ADDRESS_TEXT_BYTES];
     for (size_t i = 0; i < listeners->num_listeners; i++) {
         struct lli_listener *listener = listeners->listeners[i];
         LLI_TRY(lli_loop_add(listener->node->loop, &listener->source));
-        lli_log(LLM_LOG_INFO, "link", "cluster %llu listens at %s:%u",
-                (unsigned long long)listener->node->identity.cluster_id, listener->address.ip_text,
-                listener->address.port);
+        lli_log(LLM_LOG_INFO, "link", "cluster %llu listens at %s",
+                (unsigned long long)listener->node->identity.cluster_id,
+                lli_endpoint_format(&listener->place, text));
     }
     return LLM_SUCCESS;
 }

@@ -15,7 +15,7 @@ struct lli_listener {
     struct lli_source source;
     struct lli_pause pause;
     struct lli_node *node;
-    struct lli_listen_address address; // port: the actual one
+    struct lli_endpoint place; // port: the actual one
 };
 
 // The listeners of an instance.  Several devices may share one.
@@ -26,10 +26,10 @@ struct lli_listeners {
     size_t num_devices; // 0: not listening
 };
 
-// Opens sockets for `addresses`, one per device, without accepting from them yet.  On failure
-// nothing stays open.  [any thread]
-llm_status lli_listeners_open(struct lli_node *node, const struct lli_listen_address *addresses,
-                              size_t num_addresses, struct lli_listeners *ret_listeners);
+// Opens sockets at `places`, one per device, without accepting from them yet.  Names are looked up.
+// On failure nothing stays open.  [any thread]
+llm_status lli_listeners_open(struct lli_node *node, const struct lli_endpoint *places,
+                              size_t num_places, struct lli_listeners *ret_listeners);
 // Starts accepting.  [loop's thread, or before the loop starts]
 llm_status lli_listeners_start(struct lli_listeners *listeners);
 // Closes the listeners and ends links that are half made.  [as above]

@@ -2,15 +2,14 @@
 #ifndef LLI_CONN_H
 #define LLI_CONN_H
 
-#include <netinet/in.h>
-
+#include "base/address.h"
 #include "base/loop.h"
 #include "transport/message.h"
 
 struct lli_conn {
     struct lli_source source;
     struct lli_loop *loop;
-    struct sockaddr_in peer;
+    struct lli_address peer;
 
     uint8_t head[LLI_MESSAGE_HEADER_BYTES];
     size_t head_got;

@@ -1,6 +1,5 @@
 #include "link/connect.h"
 
-#include <arpa/inet.h>
 #include <errno.h>
 #include <poll.h>
 #include <stdio.h>
@@ -17,9 +16,12 @@ struct attempt {
     struct lli_node *node;
     const struct lli_link_target *target;
     uint64_t deadline_ns;
+    uint64_t until_ns; // of the step under way
     uint64_t link_token;
     struct lli_identity peer;
-    int fds[LLI_NUM_DEVICES_MAX]; // -1 = not yet
+    int fds[LLI_NUM_DEVICES_MAX];                  // -1 = not yet
+    struct lli_address local[LLI_NUM_DEVICES_MAX]; // that did, of the places given
+    struct lli_address remote[LLI_NUM_DEVICES_MAX];
     int data_fds[LLI_NUM_STREAM_CONNS_MAX];
     size_t num_data_fds;
     struct lli_view *view;
@@ -39,7 +41,7 @@ struct attempt {
 static bool
 has_time(struct attempt *a)
 {
-    a->timed_out = lli_ms_until(a->deadline_ns) == 0;
+    a->timed_out = lli_ms_until(a->until_ns) == 0;
     if (a->timed_out)
         snprintf(a->why, sizeof(a->why), "the time is up");
     return !a->timed_out;
@@ -49,7 +51,7 @@ static bool
 wait_for(struct attempt *a, int fd, short events)
 {
     struct pollfd wait = {.fd = fd, .events = events};
-    int result = LLI_RETRY(poll(&wait, 1, lli_ms_until(a->deadline_ns)));
+    int result = LLI_RETRY(poll(&wait, 1, lli_ms_until(a->until_ns)));
     if (result == 0) {
         a->timed_out = true;
         snprintf(a->why, sizeof(a->why), "the time is up");
@@ -181,33 +183,32 @@ receive_message(struct attempt *a, int fd, enum lli_message_type type, uint8_t *
 
 // What a source address has to do with it is told with the address.
 static void
-explain_start(struct attempt *a, const struct sockaddr_in *local, bool bound, int error)
+explain_start(struct attempt *a, const struct lli_address *local, bool bound, int error)
 {
-    char address[INET_ADDRSTRLEN];
-    bool any_address = local->sin_addr.s_addr == htonl(INADDR_ANY);
-    inet_ntop(AF_INET, &local->sin_addr, address, sizeof(address));
-    if (error == ECONNREFUSED || (bound && any_address))
+    char text[LLI_ADDRESS_TEXT_BYTES];
+    lli_address_format(local, text);
+    if (error == ECONNREFUSED || (bound && lli_address_is_any(local)))
         snprintf(a->why, sizeof(a->why), "%s", strerror(error));
-    else if (!bound && local->sin_port != 0 && error != EADDRNOTAVAIL)
+    else if (!bound && lli_address_port(local) != 0 && error != EADDRNOTAVAIL)
         snprintf(a->why, sizeof(a->why),
-                 "can't connect from %s:%u: %s; port 0 lets the system choose", address,
-                 ntohs(local->sin_port), strerror(error));
+                 "can't connect from port %u of %s: %s; port 0 lets the system choose",
+                 lli_address_port(local), text, strerror(error));
     else
         snprintf(a->why, sizeof(a->why),
-                 "can't connect from %s: %s; 0.0.0.0 lets the system choose", address,
+                 "can't connect from %s: %s; 0.0.0.0 lets the system choose", text,
                  strerror(error));
 }
 
 // Connects once.  On failure -1, and *ret_port_taken if another source port may do.
 static int
-dial_from(struct attempt *a, const struct sockaddr_in *local, const struct sockaddr_in *remote,
+dial_once(struct attempt *a, const struct lli_address *local, const struct lli_address *remote,
           bool *ret_port_taken)
 {
     bool bound;
     int error = 0;
     socklen_t bytes = sizeof(error);
     int fd = lli_tcp_connect_start(local, remote, &bound);
-    *ret_port_taken = fd < 0 && bound && errno == EADDRNOTAVAIL && local->sin_port != 0;
+    *ret_port_taken = fd < 0 && bound && errno == EADDRNOTAVAIL && lli_address_port(local) != 0;
     if (fd < 0) {
         explain_start(a, local, bound, errno);
         return -1;
@@ -230,29 +231,92 @@ dial_from(struct attempt *a, const struct sockaddr_in *local, const struct socka
     return fd;
 }
 
-// Connects to the listener of a device.  Only the first connection of a device may ask for a source
-// port, which can be used once towards the same listener, and not while what was connected that way
+// A source port can be used once towards the same listener, and not while what was connected that way
 // before lingers in TIME_WAIT: then the system chooses another one, as it does when a connection has
 // met itself.
 static int
-dial(struct attempt *a, uint32_t device_index, bool use_port)
+dial_from(struct attempt *a, struct lli_address local, const struct lli_address *remote)
 {
-    struct sockaddr_in local = a->target->local[device_index];
-    const struct sockaddr_in *remote = &a->target->remote[device_index];
     bool port_taken = true;
     int fd = -1;
-    if (!use_port)
-        local.sin_port = 0;
     while (port_taken && has_time(a)) {
-        fd = dial_from(a, &local, remote, &port_taken);
-        if (port_taken && local.sin_port != 0)
-            lli_log(
-                LLM_LOG_WARN, "link",
-                "source port %u can't be used towards port %u now: the system chooses another one",
-                ntohs(local.sin_port), ntohs(remote->sin_port));
-        local.sin_port = 0;
+        fd = dial_once(a, &local, remote, &port_taken);
+        if (port_taken && lli_address_port(&local) != 0)
+            lli_log(LLM_LOG_WARN, "link",
+                    "source port %u can't be used towards port %u now: the system chooses another "
+                    "one",
+                    lli_address_port(&local), lli_address_port(remote));
+        lli_address_set_port(&local, 0);
     }
     return fd;
+}
+
+// Where a connection to that address comes from: what was given, if it is of the same family.
+static bool
+choose_source(struct attempt *a, const struct lli_endpoint *given, const struct lli_address *remote,
+              struct lli_address *ret_local)
+{
+    char text[LLI_ADDRESS_TEXT_BYTES];
+    struct lli_address found[LLI_LOOKUP_MAX];
+    size_t num_found =
+        lli_endpoint_resolve(given, a->until_ns, found, &a->timed_out, a->why, sizeof(a->why));
+    for (size_t i = 0; i < num_found; i++) {
+        *ret_local = found[i];
+        if (lli_address_is_any(&found[i])) {
+            memset(ret_local, 0, sizeof(*ret_local));
+            ret_local->any.sa_family = remote->any.sa_family;
+            lli_address_set_port(ret_local, given->port);
+        }
+        if (ret_local->any.sa_family == remote->any.sa_family)
+            return true;
+    }
+    if (num_found > 0)
+        snprintf(
+            a->why, sizeof(a->why),
+            "can't connect from %s to %s: one is IPv4, the other IPv6; 0.0.0.0 lets the system "
+            "choose",
+            given->host, lli_address_format(remote, text));
+    return false;
+}
+
+// Tries the addresses of a device's listener, each with its share of the time that is left.
+static int
+dial_place(struct attempt *a, uint32_t device_index)
+{
+    char text[LLI_ADDRESS_TEXT_BYTES];
+    char why[sizeof(a->why)];
+    struct lli_address local = {0};
+    struct lli_address found[LLI_LOOKUP_MAX];
+    size_t num_found = lli_endpoint_resolve(&a->target->remote[device_index], a->deadline_ns, found,
+                                            &a->timed_out, a->why, sizeof(a->why));
+    int fd = -1;
+    for (size_t i = 0; i < num_found && fd < 0; i++) {
+        uint64_t now_ns = lli_now_ns();
+        uint64_t left_ns = a->deadline_ns > now_ns ? a->deadline_ns - now_ns : 0;
+        a->until_ns = now_ns + left_ns / (num_found - i);
+        if (choose_source(a, &a->target->local[device_index], &found[i], &local))
+            fd = dial_from(a, local, &found[i]);
+        a->local[device_index] = local;
+        a->remote[device_index] = found[i];
+        if (fd < 0 && num_found > 1) {
+            memcpy(why, a->why, sizeof(why));
+            snprintf(a->why, sizeof(a->why), "%s, at last: %s", lli_address_format(&found[i], text),
+                     why);
+        }
+    }
+    a->until_ns = a->deadline_ns;
+    return fd;
+}
+
+// The first connection to a device finds the way.  Only that one may ask for a source port.
+static int
+dial(struct attempt *a, enum lli_connection_purpose purpose, uint32_t device_index)
+{
+    if (purpose != LLI_PURPOSE_DATA)
+        return dial_place(a, device_index);
+    struct lli_address local = a->local[device_index];
+    lli_address_set_port(&local, 0);
+    return dial_from(a, local, &a->remote[device_index]);
 }
 
 static bool
@@ -303,7 +367,7 @@ greet(struct attempt *a, enum lli_connection_purpose purpose, uint32_t device_in
         .from = a->node->identity,
     };
     struct lli_hello_reply reply;
-    int fd = dial(a, device_index, purpose != LLI_PURPOSE_DATA);
+    int fd = dial(a, purpose, device_index);
     if (fd < 0)
         return -1;
     lli_writer_init(&w, body, sizeof(body));
@@ -535,19 +599,6 @@ wait_for_news(struct lli_node *node)
     pthread_mutex_unlock(&node->links_lock);
 }
 
-// For later.  Ports to dial from may be in use then.
-static void
-remember_addresses(struct lli_link *link, const struct lli_link_target *target)
-{
-    size_t num_devices = link->node->options->num_devices;
-    link->dialed = lli_calloc(2 * num_devices, sizeof(*link->dialed));
-    for (size_t i = 0; link->dialed != NULL && i < num_devices; i++) {
-        link->dialed[i] = target->remote[i];
-        link->dialed[num_devices + i] = target->local[i];
-        link->dialed[num_devices + i].sin_port = 0;
-    }
-}
-
 static void
 adopt(void *arg)
 {
@@ -573,10 +624,12 @@ adopt(void *arg)
     link->peer_can_read = a->peer_can_read;
     a->view = NULL;
     for (size_t i = 0; i < a->node->options->num_devices; i++) {
-        link->local_ips[i] = a->target->local[i].sin_addr;
-        link->remote_ips[i] = a->target->remote[i].sin_addr;
+        link->local[i] = a->target->local[i];
+        link->local[i].address = a->local[i];
+        link->local[i].port = 0; // it may be in use when the link is made anew
+        link->remote[i] = a->target->remote[i];
+        link->remote[i].address = a->remote[i];
     }
-    remember_addresses(link, a->target);
     a->adopted = attach_connections(a, link);
     if (a->adopted == LLM_SUCCESS)
         lli_links_insert(link);
@@ -630,6 +683,7 @@ lli_link_connect(struct lli_node *node, const struct lli_link_target *target, ui
         .node = node,
         .target = target,
         .deadline_ns = deadline_ns,
+        .until_ns = deadline_ns,
         .link_token = lli_random_u64(),
     };
     for (size_t i = 0; i < LLI_NUM_DEVICES_MAX; i++)
@@ -639,14 +693,13 @@ lli_link_connect(struct lli_node *node, const struct lli_link_target *target, ui
     clean_up(&a);
     if (ok)
         return LLM_SUCCESS;
-    char address[INET_ADDRSTRLEN];
+    char text[LLI_ADDRESS_TEXT_BYTES];
     char who[40] = "whoever listens";
     if (!target->any_cluster || target->cluster_id != 0)
         snprintf(who, sizeof(who), "cluster %llu", (unsigned long long)target->cluster_id);
-    inet_ntop(AF_INET, &target->remote[device_index].sin_addr, address, sizeof(address));
     return lli_fail(a.timed_out ? LLM_WAIT_PROC_TIMEOUT : LLM_LINK_FAILED, "link",
-                    "can't link with %s at %s:%u (device %u): %s", who, address,
-                    ntohs(target->remote[device_index].sin_port), device_index, a.why);
+                    "can't link with %s at %s (device %u): %s", who,
+                    lli_endpoint_format(&target->remote[device_index], text), device_index, a.why);
 }
 
 // ---- making a broken link anew ----
@@ -692,11 +745,11 @@ lli_link_renew(struct lli_node *node, uint64_t cluster_id, uint64_t deadline_ns)
     struct lli_link *link = lli_links_find(node, cluster_id);
     if (link == NULL)
         return;
-    if (link->dialed != NULL && begin_renewal(link, deadline_ns)) {
+    if (link->connected_by_us && begin_renewal(link, deadline_ns)) {
         struct lli_link_target target = {
             .cluster_id = cluster_id,
-            .local = link->dialed + node->options->num_devices,
-            .remote = link->dialed,
+            .local = link->local,
+            .remote = link->remote,
             .incarnation = link->peer.incarnation,
         };
         (void)lli_link_connect(node, &target, deadline_ns);

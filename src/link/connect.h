@@ -7,12 +7,12 @@
 struct lli_link_target {
     uint64_t cluster_id;
     bool any_cluster; // take whoever answers; the link gets the id that the peer announces
-    const struct sockaddr_in *local;  // per device; port 0 = any
-    const struct sockaddr_in *remote; // per device
-    uint64_t incarnation;             // of the instance that must answer; 0: any
+    const struct lli_endpoint *local;  // per device; port 0 = any
+    const struct lli_endpoint *remote; // per device
+    uint64_t incarnation;              // of the instance that must answer; 0: any
 };
 
-// Connects, shakes hands, chooses the transport and puts the link into the table; the listener has
+// Looks names up, connects, shakes hands, chooses the transport and puts the link into the table; the listener has
 // it in its own table then.  LLM_SUCCESS, LLM_LINK_FAILED or LLM_WAIT_PROC_TIMEOUT, explained in the
 // log.  On failure nothing is left at either end.
 llm_status lli_link_connect(struct lli_node *node, const struct lli_link_target *target,

@@ -60,8 +60,8 @@ lli_link_new(struct lli_node *node, const struct lli_identity *peer)
     atomic_init(&link->references, 1);
     link->peer = *peer;
     link->checksum = node->options->checksum || peer->checksum != 0;
-    link->local_ips = lli_calloc(num_devices, sizeof(*link->local_ips));
-    link->remote_ips = lli_calloc(num_devices, sizeof(*link->remote_ips));
+    link->local = lli_calloc(num_devices, sizeof(*link->local));
+    link->remote = lli_calloc(num_devices, sizeof(*link->remote));
     link->devices = lli_calloc(num_devices, sizeof(struct lli_conn *));
     lli_list_init(&link->in_table);
     lli_list_init(&link->events);
@@ -72,8 +72,8 @@ lli_link_new(struct lli_node *node, const struct lli_identity *peer)
     lli_stream_init(&link->stream, node->lanes, link, on_stream_failed);
     link->stream.checked = link->checksum;
     link->stream.peer_probes = (peer->transports & LLI_PROBES) != 0;
-    if (!lli_events_prepare(link, LLI_EVENTS_OF_EVERY_LINK) || link->local_ips == NULL ||
-        link->remote_ips == NULL || link->devices == NULL) {
+    if (!lli_events_prepare(link, LLI_EVENTS_OF_EVERY_LINK) || link->local == NULL ||
+        link->remote == NULL || link->devices == NULL) {
         lli_link_put(link);
         return NULL;
     }
@@ -94,9 +94,8 @@ lli_link_put(struct lli_link *link)
     lli_stream_fini(&link->stream);
     lli_view_unmap(link->view);
     lli_events_unprepare(link);
-    lli_free(link->local_ips);
-    lli_free(link->remote_ips);
-    lli_free(link->dialed);
+    lli_free(link->local);
+    lli_free(link->remote);
     lli_free((void *)link->devices);
     lli_free(link);
 }

@@ -8,7 +8,6 @@
 #ifndef LLI_LINK_H
 #define LLI_LINK_H
 
-#include <netinet/in.h>
 #include <pthread.h>
 
 #include "base/loop.h"
@@ -34,10 +33,8 @@ struct lli_link {
     struct lli_view *view;         // local and shm
     bool peer_can_read;            // this process' registered memory
     bool checksum;                 // either end wants blocks and messages to be checked
-    struct in_addr *local_ips;     // per device
-    struct in_addr *remote_ips;
-    struct sockaddr_in
-        *dialed; // per device, then where from, per device; NULL: can't be dialed again
+    struct lli_endpoint *local;    // per device: what was given, if we connected, and what that was
+    struct lli_endpoint *remote;
 
     // Guarded by node->links_lock.
     struct lli_list events; // that may happen yet (events.h)

@@ -2,7 +2,6 @@
 // row and its parser.
 #include "options/options.h"
 
-#include <arpa/inet.h>
 #include <ctype.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -23,7 +22,8 @@ enum { MAX_DEVICES = 64, MAX_PORT = 65535, SHOWN_ITEM_BYTES = 60 };
     X(LLM_OPTION_DEVICE_ID, "", parse_device_ids,                                                  \
       "id[;id...]: device ids 0..2147483647, at most 64; required")                                \
     X(LLM_OPTION_LISTEN_IP_INFO, "", parse_listen,                                                 \
-      "ipv4:port[;ipv4:port...]: one address per device, port 0 = any; required for Prompt")       \
+      "host:port[;host:port...]: IPv4, [IPv6] or name per device, port 0 = any; needed by a "      \
+      "Prompt")                                                                                    \
     X(LLM_OPTION_BUF_POOL_CFG, "", parse_pool,                                                     \
       "JSON {\"buf_pool_size\":n,\"buf_cfg\":[{\"total_size\":n,\"blk_size\":n,"                   \
       "\"max_buf_size\":n},...]}: bytes and tiers of the device memory pool")                      \
@@ -178,43 +178,32 @@ parse_whole_number(const char *text, int64_t min, int64_t max, uint32_t *ret_num
     return true;
 }
 
-bool
-lli_parse_ipv4(const char *text, struct in_addr *ret_ip)
-{
-    return text != NULL && inet_pton(AF_INET, text, ret_ip) == 1;
-}
-
 static bool
-parse_address(const char *begin, const char *end, struct lli_listen_address *ret_address)
+parse_place(const char *begin, const char *end, struct lli_endpoint *ret_place)
 {
-    struct lli_listen_address address = {0};
+    struct lli_endpoint place;
+    const char *number;
     int64_t port;
-    const char *colon = memchr(begin, ':', (size_t)(end - begin));
-    if (colon == NULL || memchr(colon + 1, ':', (size_t)(end - colon - 1)) != NULL)
+    if (!lli_endpoint_split(begin, end, &place, &number) ||
+        !parse_number(number, end, 0, MAX_PORT, &port))
         return false;
-    size_t ip_bytes = (size_t)(colon - begin);
-    if (ip_bytes >= sizeof(address.ip_text))
-        return false;
-    memcpy(address.ip_text, begin, ip_bytes);
-    if (!lli_parse_ipv4(address.ip_text, &address.ip) ||
-        !parse_number(colon + 1, end, 0, MAX_PORT, &port))
-        return false;
-    address.port = (uint16_t)port;
-    *ret_address = address;
+    place.port = (uint16_t)port;
+    *ret_place = place;
     return true;
 }
 
-// `addresses` has room for as many as `value` has items: the caller has counted.
+// `places` has room for as many as `value` has items: the caller has counted.
 static llm_status
-parse_addresses(const char *value, struct lli_listen_address *addresses)
+parse_places(const char *value, struct lli_endpoint *places)
 {
     const char *item = value;
     for (size_t i = 0;; i++) {
         const char *end = strchrnul(item, ';');
-        if (!parse_address(item, end, &addresses[i])) {
+        if (!parse_place(item, end, &places[i])) {
             return lli_reject_option(
                 LLM_OPTION_LISTEN_IP_INFO, value,
-                "expected a.b.c.d:port with a port 0..65535, but found \"%.*s\"",
+                "expected HOST:PORT, the host an IPv4 address, an IPv6 address in brackets or a "
+                "name, the port 0..65535, but found \"%.*s\"",
                 shown_bytes(item, end), item);
         }
         if (*end == '\0')
@@ -297,12 +286,11 @@ parse_listen(struct reading *reading, const char *value)
     if (version_2 && value == NULL)
         return LLM_SUCCESS; // a client (§13.3)
     if (value == NULL)
-        return reject_missing(LLM_OPTION_LISTEN_IP_INFO,
-                              "a.b.c.d:port for each device of a Prompt");
+        return reject_missing(LLM_OPTION_LISTEN_IP_INFO, "HOST:PORT for each device of a Prompt");
     size_t count = count_items(value, ';');
     if (count != reading->out->num_devices) {
         return lli_reject_option(LLM_OPTION_LISTEN_IP_INFO, value,
-                                 "expected one a.b.c.d:port per device, separated by ';': %zu, "
+                                 "expected one HOST:PORT per device, separated by ';': %zu, "
                                  "but these are %zu",
                                  reading->out->num_devices, count);
     }
@@ -310,7 +298,7 @@ parse_listen(struct reading *reading, const char *value)
     if (reading->out->listen == NULL)
         return lli_fail(LLM_FAILED, "options", "no memory for " LLM_OPTION_LISTEN_IP_INFO);
     reading->out->num_listen = count;
-    return parse_addresses(value, reading->out->listen);
+    return parse_places(value, reading->out->listen);
 }
 
 static llm_status
@@ -676,27 +664,27 @@ lli_options_parse(const llm_option *options, size_t num_options, llm_role role,
 }
 
 llm_status
-lli_options_parse_listen(const char *value, struct lli_listen_address *ret_address)
+lli_options_parse_listen(const char *value, struct lli_endpoint *ret_place)
 {
     size_t count = count_items(value, ';');
     if (count != 1)
         return lli_reject_option(LLM_OPTION_LISTEN_IP_INFO, value,
-                                 "expected exactly one a.b.c.d:port, but these are %zu", count);
-    return parse_addresses(value, ret_address);
+                                 "expected exactly one HOST:PORT, but these are %zu", count);
+    return parse_places(value, ret_place);
 }
 
 llm_status
 lli_options_parse_set_role(const llm_option *options, size_t num_options, bool *ret_given,
-                           struct lli_listen_address *ret_address)
+                           struct lli_endpoint *ret_place)
 {
     *ret_given = false;
-    *ret_address = (struct lli_listen_address){0};
+    *ret_place = (struct lli_endpoint){0};
     LLI_TRY(check_pairs(options, num_options));
     note_keys(options, num_options);
     const char *value = find_value(options, num_options, LLM_OPTION_LISTEN_IP_INFO);
     if (value == NULL)
         return LLM_SUCCESS;
-    LLI_TRY(lli_options_parse_listen(value, ret_address));
+    LLI_TRY(lli_options_parse_listen(value, ret_place));
     *ret_given = true;
     return LLM_SUCCESS;
 }

@@ -2,8 +2,7 @@
 #ifndef LLI_OPTIONS_H
 #define LLI_OPTIONS_H
 
-#include <netinet/in.h>
-
+#include "base/address.h"
 #include "base/base.h"
 
 enum lli_transport_kind {
@@ -20,12 +19,6 @@ enum lli_relink { LLI_RELINK_NEVER, LLI_RELINK_ALWAYS, LLI_RELINK_IN_VERSION_2 }
 // "local", "shm", "tcp".
 const char *lli_transport_name(enum lli_transport_kind kind);
 
-struct lli_listen_address {
-    struct in_addr ip;
-    char ip_text[INET_ADDRSTRLEN];
-    uint16_t port;
-};
-
 // One size class of the device memory pool (§4.6).
 struct lli_pool_tier {
     uint64_t total_bytes;      // taken from the pool at a time
@@ -36,7 +29,7 @@ struct lli_pool_tier {
 struct lli_options {
     int32_t *device_ids; // num_devices
     size_t num_devices;
-    struct lli_listen_address *listen; // num_devices for a Prompt, else none
+    struct lli_endpoint *listen; // num_devices for a Prompt, else none
     size_t num_listen;
     char *listen_later; // of another role in version 1: unread, until it becomes version 2
     uint32_t sync_wait_ms;
@@ -71,13 +64,10 @@ void lli_options_fini(struct lli_options *options);
 
 // The address of llm_set_role (§5.5, checks 3 and 6): *ret_given tells whether the option was there.
 llm_status lli_options_parse_set_role(const llm_option *options, size_t num_options,
-                                      bool *ret_given, struct lli_listen_address *ret_address);
+                                      bool *ret_given, struct lli_endpoint *ret_place);
 
 // The value of llm.ListenIpInfo with one address.
-llm_status lli_options_parse_listen(const char *value, struct lli_listen_address *ret_address);
-
-// Strict dotted quad (§4.3).
-bool lli_parse_ipv4(const char *text, struct in_addr *ret_ip);
+llm_status lli_options_parse_listen(const char *value, struct lli_endpoint *ret_place);
 
 // A row of the table of options, for `llm-datadist info` and for people.
 struct lli_option_row {

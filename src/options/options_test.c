@@ -283,16 +283,26 @@ static const struct value_case address_cases[] = {
     {" 127.0.0.1:1", BAD},
     {"127.0.0.1 :1", BAD},
     {"1000.0000.0000.0001:1", BAD},
-    {"localhost:1", BAD},
+    {"localhost:1", GOOD},
+    {"pod-0.prefill.svc.cluster.local:26000", GOOD},
+    {"local host:1", BAD},
+    {"[::1]:26000", GOOD},
+    {"[::]:0", GOOD},
+    {"[fe80::1%eth0]:26000", GOOD},
+    {"[fe80::1%]:26000", BAD},
+    {"[::1]26000", BAD},
+    {"[::1]:", BAD},
+    {"[::1:26000", BAD},
+    {"[::1::]:26000", BAD},
+    {"[127.0.0.1]:26000", BAD},
     {"::1:26000", BAD},
-    {"[::1]:26000", BAD},
     {"127.0.0.1:1;", BAD},
     {";127.0.0.1:1", BAD},
     {"127.0.0.1:1;127.0.0.1:2", BAD},
 };
 
 static void
-a_prompt_listens_at_a_strict_ipv4_and_port(void **state)
+a_prompt_listens_at_an_address_or_name_and_port(void **state)
 {
     (void)state;
     CHECK_VALUES(LLM_OPTION_LISTEN_IP_INFO, LLM_ROLE_PROMPT, address_cases);
@@ -307,8 +317,8 @@ a_prompt_needs_one_address_per_device(void **state)
                            {LLM_OPTION_LISTEN_IP_INFO, "127.0.0.1:26000;127.0.0.1:26000"}),
                      LLM_SUCCESS);
     assert_int_equal(o.num_listen, 2);
-    assert_string_equal(o.listen[1].ip_text, "127.0.0.1");
-    assert_int_equal(o.listen[1].ip.s_addr, htonl(INADDR_LOOPBACK));
+    assert_string_equal(o.listen[1].host, "127.0.0.1");
+    assert_false(o.listen[1].is_name);
     assert_int_equal(o.listen[1].port, 26000);
     lli_options_fini(&o);
     assert_int_equal(PARSE(LLM_ROLE_PROMPT, &o, {LLM_OPTION_DEVICE_ID, "0;1"},
@@ -352,23 +362,6 @@ the_bad_item_of_a_long_list_is_named(void **state)
     assert_explained(LLM_OPTION_LISTEN_IP_INFO, "10.0.0.1:26000;");
     assert_logged(LLM_LOG_ERROR, "...\"");
     assert_logged(LLM_LOG_ERROR, "found \"10.0.0.1:x\"");
-}
-
-static void
-ipv4_is_a_strict_dotted_quad(void **state)
-{
-    struct in_addr ip;
-    (void)state;
-    assert_true(lli_parse_ipv4("1.2.3.4", &ip));
-    assert_int_equal(ip.s_addr, htonl(0x01020304));
-    assert_true(lli_parse_ipv4("0.0.0.0", &ip));
-    assert_false(lli_parse_ipv4("", &ip));
-    assert_false(lli_parse_ipv4(NULL, &ip));
-    assert_false(lli_parse_ipv4("1.2.3", &ip));
-    assert_false(lli_parse_ipv4("1.2.3.4 ", &ip));
-    assert_false(lli_parse_ipv4("01.2.3.4", &ip));
-    assert_false(lli_parse_ipv4("0x1.2.3.4", &ip));
-    assert_false(lli_parse_ipv4("::ffff:1.2.3.4", &ip));
 }
 
 // ---- The small ones -----------------------------------------------------------------------------
@@ -1045,7 +1038,7 @@ a_long_value_is_cut_and_the_expectation_survives(void **state)
 // ---- Set role -----------------------------------------------------------------------------------
 
 static llm_status
-parse_set_role(const char *value, bool *ret_given, struct lli_listen_address *ret_address)
+parse_set_role(const char *value, bool *ret_given, struct lli_endpoint *ret_address)
 {
     llm_option options[] = {{"llm.Other", "x"}, {LLM_OPTION_LISTEN_IP_INFO, value}};
     memset(&logged, 0, sizeof(logged));
@@ -1058,7 +1051,7 @@ set_role_takes_exactly_one_address(void **state)
     (void)state;
     for (size_t i = 0; i < LLI_COUNT(address_cases); i++) {
         bool given = true;
-        struct lli_listen_address address;
+        struct lli_endpoint address;
         llm_status status = parse_set_role(address_cases[i].value, &given, &address);
         if (status != address_cases[i].status)
             fail_msg("\"%s\" gives %s", address_cases[i].value, llm_status_name(status));
@@ -1072,12 +1065,11 @@ static void
 set_role_returns_the_address_or_that_there_is_none(void **state)
 {
     bool given = false;
-    struct lli_listen_address address;
+    struct lli_endpoint address;
     (void)state;
     assert_int_equal(parse_set_role("10.1.2.3:77", &given, &address), LLM_SUCCESS);
     assert_true(given);
-    assert_string_equal(address.ip_text, "10.1.2.3");
-    assert_int_equal(address.ip.s_addr, htonl(0x0a010203));
+    assert_string_equal(address.host, "10.1.2.3");
     assert_int_equal(address.port, 77);
     assert_int_equal(lli_options_parse_set_role(NULL, 0, &given, &address), LLM_SUCCESS);
     assert_false(given);
@@ -1091,7 +1083,7 @@ static void
 set_role_rejects_null_arguments(void **state)
 {
     bool given;
-    struct lli_listen_address address;
+    struct lli_endpoint address;
     llm_option no_key[] = {{NULL, ADDRESS}};
     (void)state;
     assert_int_equal(parse_set_role(NULL, &given, &address), LLM_PARAM_INVALID);
@@ -1200,11 +1192,10 @@ main(void)
         TEST(device_ids_keep_their_order_and_stand_once),
         TEST(a_missing_device_id_is_rejected),
         TEST(more_than_64_devices_are_rejected),
-        TEST(a_prompt_listens_at_a_strict_ipv4_and_port),
+        TEST(a_prompt_listens_at_an_address_or_name_and_port),
         TEST(a_prompt_needs_one_address_per_device),
         TEST(decoder_and_mix_do_not_read_the_listen_address),
         TEST(the_bad_item_of_a_long_list_is_named),
-        TEST(ipv4_is_a_strict_dotted_quad),
         TEST(sync_wait_is_digits_only),
         TEST(enable_set_role_is_0_or_1),
         TEST(transports_are_a_list_of_distinct_names),

@@ -126,9 +126,11 @@ COMMIT(timeout_negative, call->timeout_ms = -1;)
 COMMIT(timeout_least, call->timeout_ms = INT32_MIN;)
 COMMIT(remote_ip_empty, call->remote[0][0].ip = "";)
 COMMIT(remote_ip_null, call->remote[0][0].ip = NULL;)
-COMMIT(remote_ip_name, call->remote[1][0].ip = "localhost";)
+COMMIT(remote_ip_name, call->remote[1][0].ip = "local host";)
 COMMIT(remote_ip_zeros, call->remote[1][0].ip = "127.0.0.01";)
-COMMIT(remote_ip_six, call->remote[1][0].ip = "::1";)
+COMMIT(remote_ip_three, call->remote[1][0].ip = "1.2.3";)
+COMMIT(remote_ip_port, call->remote[1][0].ip = "127.0.0.1:1";)
+COMMIT(remote_ip_six, call->remote[1][0].ip = "::1::";)
 COMMIT(local_ip_empty, call->local[0][0].ip = "";)
 COMMIT(local_ip_long, call->local[1][0].ip = "127.0.0.1.1";)
 COMMIT(local_ip_256, call->local[1][0].ip = "127.0.0.256";)
@@ -167,6 +169,8 @@ static const struct breach breaches[] = {
     {3, LLM_PARAM_INVALID, "clusters[0].local_ip_infos[0].ip is", NUMBER | LISTS, local_ip_empty},
     {3, LLM_PARAM_INVALID, "clusters[1].remote_ip_infos[0].ip is", NUMBER | LISTS, remote_ip_name},
     {3, LLM_PARAM_INVALID, "clusters[1].remote_ip_infos[0].ip is", NUMBER | LISTS, remote_ip_zeros},
+    {3, LLM_PARAM_INVALID, "clusters[1].remote_ip_infos[0].ip is", NUMBER | LISTS, remote_ip_three},
+    {3, LLM_PARAM_INVALID, "clusters[1].remote_ip_infos[0].ip is", NUMBER | LISTS, remote_ip_port},
     {3, LLM_PARAM_INVALID, "clusters[1].remote_ip_infos[0].ip is", NUMBER | LISTS, remote_ip_six},
     {3, LLM_PARAM_INVALID, "local_ip_infos[0].ip is", NUMBER | LISTS, local_ip_long},
     {3, LLM_PARAM_INVALID, "local_ip_infos[0].ip is", NUMBER | LISTS, local_ip_256},
@@ -311,7 +315,7 @@ open_silence(llm_ip_info *silent)
     uint16_t port;
     int listener = open_silent_listener(&port);
     for (size_t i = 0; i < DEVICES_MAX; i++)
-        silent[i] = (llm_ip_info){"127.0.0.1", port};
+        silent[i] = (llm_ip_info){suite.host, port};
     return listener;
 }
 
@@ -617,7 +621,7 @@ conformance_6_1_rule_08_a_broken_link_is_replaced_by_link(void **state)
     char listen[128] = "";
     for (size_t d = 0; d < suite.num_devices; d++) {
         size_t length = strlen(listen);
-        snprintf(listen + length, sizeof(listen) - length, "%s127.0.0.1:%u", d > 0 ? ";" : "",
+        snprintf(listen + length, sizeof(listen) - length, "%s%s:%u", d > 0 ? ";" : "", suite.host,
                  bed->prompts[0].address[d].port);
     }
     options.listen = listen;
@@ -664,7 +668,7 @@ conformance_6_1_rule_11_the_port_of_a_local_address_is_bound(void **state)
     struct bed *bed = *state;
     llm_ip_info silent[DEVICES_MAX];
     llm_ip_info local[DEVICES_MAX];
-    struct sockaddr_in from;
+    struct sockaddr_in6 from; // IPv4 has its port in the same place
     socklen_t bytes = sizeof(from);
     int listener = open_silence(silent);
     struct blocked blocked = {
@@ -678,7 +682,7 @@ conformance_6_1_rule_11_the_port_of_a_local_address_is_bound(void **state)
     assert_int_equal(pthread_create(&blocked.thread, NULL, run_blocked, &blocked), 0);
     int fd = accept(listener, (struct sockaddr *)&from, &bytes);
     assert_true(fd >= 0);
-    assert_int_equal(ntohs(from.sin_port), local[0].port);
+    assert_int_equal(ntohs(from.sin6_port), local[0].port);
     close(fd);
     close(listener);
     pthread_join(blocked.thread, NULL);

@@ -6,10 +6,9 @@
 #include <time.h>
 #include <unistd.h>
 
-struct suite suite = {.transport = "tcp", .num_devices = 1, .scale = 100};
+struct suite suite = {.transport = "tcp", .num_devices = 1, .host = "127.0.0.1", .scale = 100};
 
-const llm_ip_info loopback[DEVICES_MAX] = {
-    {"127.0.0.1", 0}, {"127.0.0.1", 0}, {"127.0.0.1", 0}, {"127.0.0.1", 0}};
+llm_ip_info loopback[DEVICES_MAX];
 
 // ---- the program ----
 
@@ -35,6 +34,40 @@ read_arguments(int argc, char **argv)
     }
 }
 
+// -1 where there is no IPv6, if that is what is asked for.
+static int
+bind_loopback(uint16_t *ret_port)
+{
+    struct sockaddr_in v4 = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in6 v6 = {.sin6_family = AF_INET6, .sin6_addr = IN6ADDR_LOOPBACK_INIT};
+    bool is_v6 = strchr(suite.host, ':') != NULL;
+    struct sockaddr *name = is_v6 ? (struct sockaddr *)&v6 : (struct sockaddr *)&v4;
+    socklen_t bytes = is_v6 ? sizeof(v6) : sizeof(v4);
+    int fd = socket(name->sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || bind(fd, name, bytes) != 0 || getsockname(fd, name, &bytes) != 0) {
+        if (fd >= 0)
+            close(fd);
+        return -1;
+    }
+    *ret_port = ntohs(is_v6 ? v6.sin6_port : v4.sin_port);
+    return fd;
+}
+
+// False where there is no IPv6.
+static bool
+choose_host(void)
+{
+    const char *host = getenv("LLM_TEST_HOST");
+    if (host != NULL)
+        suite.host = host;
+    for (size_t i = 0; i < DEVICES_MAX; i++)
+        loopback[i].ip = suite.host;
+    int fd = strchr(suite.host, ':') != NULL ? bind_loopback(&(uint16_t){0}) : 0;
+    if (fd > 0)
+        close(fd);
+    return fd >= 0;
+}
+
 int
 suite_main(int argc, char **argv, const char *name, const struct CMUnitTest *tests,
            size_t num_tests)
@@ -48,6 +81,10 @@ suite_main(int argc, char **argv, const char *name, const struct CMUnitTest *tes
     if (scale != NULL)
         suite.scale = (unsigned)strtoul(scale, NULL, 10);
     read_arguments(argc, argv);
+    if (!choose_host()) {
+        printf("skipped: there is no IPv6 here\n");
+        return 77;
+    }
     if (suite.num_devices < 1 || suite.num_devices > DEVICES_MAX) {
         fprintf(stderr, "usage: %s [--seed N] [local|shm|tcp [1..%d]]\n", argv[0], DEVICES_MAX);
         return 2;
@@ -112,14 +149,16 @@ open_party_with(struct party *party, uint64_t id, llm_role role,
                 const struct party_options *options)
 {
     char ids[64];
-    char addresses[128];
+    char address[64];
+    char addresses[256];
     size_t num_devices = options->num_devices > 0 ? options->num_devices : suite.num_devices;
     const char *transports = options->transports != NULL ? options->transports : suite.transport;
     const char *sync_ms = options->sync_ms != NULL ? options->sync_ms : "20000";
     ids[0] = '\0';
     for (size_t i = 0; i < num_devices; i++)
         snprintf(ids + strlen(ids), sizeof(ids) - strlen(ids), "%s%zu", i > 0 ? ";" : "", i);
-    join_items(addresses, sizeof(addresses), "127.0.0.1:0", num_devices);
+    snprintf(address, sizeof(address), "%s:0", suite.host);
+    join_items(addresses, sizeof(addresses), address, num_devices);
     // A machine that is busy with other tests falls silent.
     const char *liveness_ms = options->liveness_ms != NULL ? options->liveness_ms : "20000";
     llm_option list[] = {
@@ -156,7 +195,7 @@ void
 read_ports(struct party *party)
 {
     for (size_t i = 0; i < party->num_devices; i++) {
-        party->address[i].ip = "127.0.0.1";
+        party->address[i].ip = suite.host;
         assert_ok(llm_get_listen_port(party->dd, i, &party->address[i].port));
     }
 }
@@ -232,24 +271,11 @@ num_links(const struct party *party)
     return count;
 }
 
-static int
-bind_loopback(uint16_t *ret_port)
-{
-    struct sockaddr_in name = {.sin_family = AF_INET};
-    socklen_t bytes = sizeof(name);
-    name.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    assert_true(fd >= 0);
-    assert_int_equal(bind(fd, (struct sockaddr *)&name, sizeof(name)), 0);
-    assert_int_equal(getsockname(fd, (struct sockaddr *)&name, &bytes), 0);
-    *ret_port = ntohs(name.sin_port);
-    return fd;
-}
-
 int
 open_silent_listener(uint16_t *ret_port)
 {
     int fd = bind_loopback(ret_port);
+    assert_true(fd >= 0);
     assert_int_equal(listen(fd, 64), 0);
     return fd;
 }

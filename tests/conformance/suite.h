@@ -23,6 +23,7 @@ struct suite {
     const char *transport; // "local", "shm" or "tcp"
     size_t num_devices;    // of the instances that tests link with each other
     uint64_t seed;         // for the randomised ones
+    const char *host;      // "127.0.0.1", or what LLM_TEST_HOST says
     unsigned scale;        // percent of the usual number of rounds; less under sanitizers
 };
 extern struct suite suite;
@@ -76,7 +77,7 @@ void close_party(struct party *party);
 // After a change of listener.
 void read_ports(struct party *party);
 
-extern const llm_ip_info loopback[DEVICES_MAX];
+extern llm_ip_info loopback[DEVICES_MAX];
 // How a decoder names a prompt.
 llm_cluster_info cluster_of(const struct party *prompt);
 llm_cluster_info cluster_at(uint64_t id, const llm_ip_info *address, size_t num_devices);

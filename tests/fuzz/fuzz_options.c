@@ -59,8 +59,9 @@ check_options(const struct lli_options *o, llm_role role)
     else
         MUST(o->num_listen == (role == LLM_ROLE_PROMPT ? o->num_devices : 0));
     for (size_t i = 0; i < o->num_listen; i++) {
-        struct in_addr ip;
-        MUST(lli_parse_ipv4(o->listen[i].ip_text, &ip) && ip.s_addr == o->listen[i].ip.s_addr);
+        struct lli_endpoint same;
+        MUST(lli_endpoint_parse(o->listen[i].host, o->listen[i].port, &same) &&
+             lli_endpoint_equal(&same, &o->listen[i]));
     }
     MUST(o->num_transports >= 1 && o->num_transports <= LLI_NUM_TRANSPORTS);
     MUST(o->sync_wait_ms >= 1 && o->sync_wait_ms <= INT32_MAX);
@@ -109,10 +110,10 @@ static void
 try_set_role(const llm_option *pairs, size_t num_pairs)
 {
     bool given;
-    struct lli_listen_address address;
+    struct lli_endpoint place;
     num_errors = 0;
     lli_log_begin_anew();
-    llm_status status = lli_options_parse_set_role(pairs, num_pairs, &given, &address);
+    llm_status status = lli_options_parse_set_role(pairs, num_pairs, &given, &place);
     MUST(num_errors == (status == LLM_SUCCESS ? 0 : 1));
     MUST(status == LLM_SUCCESS || !given);
 }

@@ -209,6 +209,13 @@ SIM_CALL(int, pthread_join, pthread_t thread, void **ret_result)
     return 0;
 }
 
+SIM_CALL(int, pthread_detach, pthread_t thread)
+{
+    (void)thread;
+    sim_fail("a thread is let go: its end isn't simulated");
+    return 0;
+}
+
 SIM_CALL(pthread_t, pthread_self, void)
 {
     return (pthread_t)self();
