@@ -11,6 +11,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/address.h"
+
 // Why something failed, in one line.
 typedef struct demo_error {
     char text[640];
@@ -29,11 +31,6 @@ typedef enum demo_part {
     DEMO_PART_ALONE = 8
 } demo_part;
 
-typedef struct demo_address {
-    char ip[16]; // "" if none was given
-    uint16_t port;
-} demo_address;
-
 typedef struct demo_options {
     demo_part part;
     bool help;
@@ -45,8 +42,8 @@ typedef struct demo_options {
     uint32_t seed;   // 0: always the likeliest token
     uint32_t repeat;
     uint32_t timeout_s;
-    demo_address listen;
-    demo_address connect;
+    struct lli_endpoint listen; // host "" if none was given
+    struct lli_endpoint connect;
     int report_fd; // -1: a person is watching
 } demo_options;
 

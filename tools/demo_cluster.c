@@ -14,17 +14,20 @@ demo_fail_call(demo_error *error, const char *call, llm_status status)
 }
 
 static bool
-initialize(demo_cluster *c, llm_role role, const char *listen_ip, const demo_options *o,
+initialize(demo_cluster *c, llm_role role, const struct lli_endpoint *listen, const demo_options *o,
            demo_error *error)
 {
-    char listen[32], wait_ms[16];
-    snprintf(listen, sizeof listen, "%s:0", listen_ip == NULL ? "0.0.0.0" : listen_ip);
+    char address[LLI_ADDRESS_TEXT_BYTES] = "0.0.0.0:0", wait_ms[16];
+    struct lli_endpoint any_port = listen == NULL ? (struct lli_endpoint){0} : *listen;
+    any_port.port = 0;
+    if (listen != NULL)
+        lli_endpoint_format(&any_port, address);
     snprintf(wait_ms, sizeof wait_ms, "%u", 1000 * (unsigned)o->timeout_s);
     const llm_option options[] = {
         {LLM_OPTION_DEVICE_ID, "0"},
         {LLM_OPTION_SYNC_CACHE_WAIT_TIME, wait_ms},
         {LLM_OPTION_TRANSPORTS, o->transport == NULL ? "auto" : o->transport},
-        {LLM_OPTION_LISTEN_IP_INFO, listen}, // a Decoder doesn't listen and doesn't read it
+        {LLM_OPTION_LISTEN_IP_INFO, address}, // a Decoder doesn't listen and doesn't read it
     };
     uint64_t id = role == LLM_ROLE_PROMPT ? DEMO_PROMPT_CLUSTER : DEMO_DECODER_CLUSTER;
     llm_status status = llm_create(id, role, &c->dd);
@@ -59,11 +62,11 @@ allocate(demo_cluster *c, demo_sequence *s, demo_error *error)
 }
 
 bool
-demo_cluster_open(demo_cluster *c, llm_role role, const char *listen_ip, const demo_options *o,
-                  demo_sequence *s, demo_error *error)
+demo_cluster_open(demo_cluster *c, llm_role role, const struct lli_endpoint *listen,
+                  const demo_options *o, demo_sequence *s, demo_error *error)
 {
     demo_spread_blocks(&s->kv, role == LLM_ROLE_PROMPT ? 0 : 1);
-    return initialize(c, role, listen_ip, o, error) && allocate(c, s, error);
+    return initialize(c, role, listen, o, error) && allocate(c, s, error);
 }
 
 void

@@ -23,8 +23,8 @@ typedef struct demo_cluster {
 bool demo_fail_call(demo_error *error, const char *call, llm_status status);
 
 // Makes an instance, allocates the cache, and has the sequence compute in it.
-// listen_ip: for a Prompt, where the library shall listen, at a port of the system's choice.
-bool demo_cluster_open(demo_cluster *cluster, llm_role role, const char *listen_ip,
+// listen: for a Prompt, where the library shall listen, at a port of the system's choice.
+bool demo_cluster_open(demo_cluster *cluster, llm_role role, const struct lli_endpoint *listen,
                        const demo_options *options, demo_sequence *sequence, demo_error *error);
 
 void demo_cluster_close(demo_cluster *cluster);

@@ -57,12 +57,12 @@ hear_hello(decoder_side *d)
     return demo_sequence_plan(&d->sequence, (size_t)prompt, (size_t)tokens, (uint32_t)seed, e);
 }
 
-// Names the prompt by the same addresses that the side channel took: they reach each other.
+// Names the prompt by the address that the side channel reached it at.
 static llm_cluster_info
 prompt_cluster(decoder_side *d)
 {
-    d->local = (llm_ip_info){d->side.local.ip, 0};
-    d->remote = (llm_ip_info){d->side.remote.ip, d->peer_port};
+    d->local = (llm_ip_info){"0.0.0.0", 0};
+    d->remote = (llm_ip_info){d->side.remote, d->peer_port};
     return (llm_cluster_info){.struct_size = sizeof(llm_cluster_info),
                               .remote_cluster_id = d->peer_cluster,
                               .local_ip_infos = &d->local,
@@ -82,7 +82,7 @@ make_link(decoder_side *d)
     if (!demo_link_transport(&d->cluster, d->peer_cluster, d->options, d->transport, &d->error))
         return false;
     demo_tell(d->options, "link transport=%s", d->transport);
-    demo_say(d->options, "linked to %s:%u over %s", d->side.remote.ip, (unsigned)d->peer_port,
+    demo_say(d->options, "linked to %s port %u over %s", d->side.remote, (unsigned)d->peer_port,
              d->transport);
     return true;
 }

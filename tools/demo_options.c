@@ -1,5 +1,4 @@
 // The command line of `llm-datadist demo`: one table row per option.
-#include <arpa/inet.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,8 +45,8 @@ static const row rows[] = {
     {"--help", EVERY, KIND_FLAG, offsetof(demo_options, help), 0, 0, NULL},
     {"-h", EVERY, KIND_FLAG, offsetof(demo_options, help), 0, 0, NULL},
     {"--json", ALL, KIND_FLAG, offsetof(demo_options, json), 0, 0, NULL},
-    {"--listen", PROMPT, KIND_LISTEN, 0, 0, 0, "IP:PORT, such as 127.0.0.1:26000 (port 0: any)"},
-    {"--connect", DECODER, KIND_CONNECT, 0, 0, 0, "IP:PORT, such as 127.0.0.1:26000"},
+    {"--listen", PROMPT, KIND_LISTEN, 0, 0, 0, "HOST:PORT, such as 127.0.0.1:26000 (port 0: any)"},
+    {"--connect", DECODER, KIND_CONNECT, 0, 0, 0, "HOST:PORT, such as 127.0.0.1:26000"},
     {"--transport", ALL | PROMPT | DECODER, KIND_TRANSPORT, 0, 0, 0, "shm or tcp"},
     {"--way", DECODER, KIND_WAY, 0, 0, 0, "pull or push"},
     {"--prompt", ALL | PROMPT | ALONE, KIND_TEXT, offsetof(demo_options, prompt), 1, MOST_PROMPT,
@@ -100,20 +99,16 @@ parse_number(const char *text, uint32_t least, uint32_t most, uint32_t *number)
 }
 
 static bool
-parse_address(const char *text, uint32_t least_port, demo_address *address)
+parse_place(const char *text, uint32_t least_port, struct lli_endpoint *ret_place)
 {
-    const char *colon = strchr(text, ':');
+    const char *digits;
     uint32_t port;
-    struct in_addr ignored;
-    if (colon == NULL || (size_t)(colon - text) >= sizeof address->ip)
+    struct lli_endpoint place;
+    if (!lli_endpoint_split(text, text + strlen(text), &place, &digits) ||
+        !parse_number(digits, least_port, 65535, &port))
         return false;
-    memcpy(address->ip, text, (size_t)(colon - text));
-    address->ip[colon - text] = '\0';
-    if (inet_pton(AF_INET, address->ip, &ignored) != 1)
-        return false;
-    if (!parse_number(colon + 1, least_port, 65535, &port))
-        return false;
-    address->port = (uint16_t)port;
+    place.port = (uint16_t)port;
+    *ret_place = place;
     return true;
 }
 
@@ -146,9 +141,9 @@ set_value(demo_options *o, const row *r, const char *value)
     case KIND_WAY:
         return set_way(o, value);
     case KIND_LISTEN:
-        return parse_address(value, 0, &o->listen);
+        return parse_place(value, 0, &o->listen);
     case KIND_CONNECT:
-        return parse_address(value, 1, &o->connect);
+        return parse_place(value, 1, &o->connect);
     case KIND_FLAG:
         break;
     }
@@ -214,10 +209,10 @@ parse_option(int argc, char **argv, const struct part_name *part, demo_options *
 static bool
 check_together(const demo_options *o, const struct part_name *part, demo_error *error)
 {
-    if (o->part == DEMO_PART_PROMPT && o->listen.ip[0] == '\0')
-        return demo_fail(error, "demo prompt: --listen IP:PORT is missing");
-    if (o->part == DEMO_PART_DECODER && o->connect.ip[0] == '\0')
-        return demo_fail(error, "demo decoder: --connect IP:PORT is missing");
+    if (o->part == DEMO_PART_PROMPT && o->listen.host[0] == '\0')
+        return demo_fail(error, "demo prompt: --listen HOST:PORT is missing");
+    if (o->part == DEMO_PART_DECODER && o->connect.host[0] == '\0')
+        return demo_fail(error, "demo decoder: --connect HOST:PORT is missing");
     size_t together = strlen(o->prompt) + o->tokens;
     if (together > CONTEXT)
         return demo_fail(error,

@@ -12,6 +12,7 @@
 //   > bye        the link is gone
 #include <inttypes.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -48,28 +49,28 @@ prepare(prompt_side *p)
         return demo_fail(&p->error, "out of memory for %u times", (unsigned)o->repeat);
     return demo_sequence_open(&p->sequence, &p->error) &&
            demo_sequence_plan(&p->sequence, strlen(o->prompt), o->tokens, o->seed, &p->error) &&
-           demo_cluster_open(&p->cluster, LLM_ROLE_PROMPT, o->listen.ip, o, &p->sequence,
-                             &p->error);
+           demo_cluster_open(&p->cluster, LLM_ROLE_PROMPT, &o->listen, o, &p->sequence, &p->error);
 }
 
 static bool
 wait_for_decoder(prompt_side *p)
 {
     const demo_options *o = p->options;
-    demo_address at = o->listen;
+    char text[LLI_ADDRESS_TEXT_BYTES];
+    struct lli_endpoint at = o->listen;
     int listener = demo_side_listen(&at, &p->error);
     if (listener < 0)
         return false;
     demo_tell(o, "listening port=%u", (unsigned)at.port);
-    bool anywhere = strcmp(at.ip, "0.0.0.0") == 0;
-    demo_say(o, "waiting at %s:%u; on another terminal or machine:", at.ip, (unsigned)at.port);
-    demo_say(o, "    llm-datadist demo decoder --connect %s:%u",
-             anywhere ? "ADDRESS_OF_THIS_MACHINE" : at.ip, (unsigned)at.port);
+    demo_say(o, "waiting at %s; on another terminal or machine:", lli_endpoint_format(&at, text));
+    if (!at.is_name && lli_address_is_any(&at.address))
+        snprintf(text, sizeof text, "ADDRESS_OF_THIS_MACHINE:%u", (unsigned)at.port);
+    demo_say(o, "    llm-datadist demo decoder --connect %s", text);
     // A person may take their time.
     uint32_t limit = o->report_fd < 0 ? 0 : o->timeout_s;
     if (!demo_side_accept(&p->side, listener, limit, &p->error))
         return false;
-    demo_say(o, "the decoder came from %s", p->side.remote.ip);
+    demo_say(o, "the decoder came from %s", p->side.remote);
     return true;
 }
 

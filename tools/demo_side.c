@@ -1,7 +1,6 @@
 // The side channel, over TCP.
 #include "demo_side.h"
 
-#include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -11,30 +10,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-static struct sockaddr_in
-to_sockaddr(const demo_address *address)
-{
-    struct sockaddr_in sa = {.sin_family = AF_INET, .sin_port = htons(address->port)};
-    inet_pton(AF_INET, address->ip, &sa.sin_addr);
-    return sa;
-}
+#include "base/os.h"
 
-static demo_address
-from_sockaddr(const struct sockaddr_in *sa)
-{
-    demo_address address = {"", ntohs(sa->sin_port)};
-    inet_ntop(AF_INET, &sa->sin_addr, address.ip, sizeof address.ip);
-    return address;
-}
-
-static demo_address
-name_of(int fd, int (*get_name)(int, struct sockaddr *, socklen_t *))
-{
-    struct sockaddr_in sa = {.sin_family = AF_INET};
-    socklen_t size = sizeof sa;
-    get_name(fd, (struct sockaddr *)&sa, &size);
-    return from_sockaddr(&sa);
-}
+enum { LOOKUP_MS = 5000 };
 
 // Waits until fd can be read (or written); 0 ms once the deadline has passed.  false: it hasn't come.
 static bool
@@ -52,30 +30,35 @@ wait_for(int fd, short events, double deadline)
 }
 
 int
-demo_side_listen(demo_address *at, demo_error *error)
+demo_side_listen(struct lli_endpoint *at, demo_error *error)
 {
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
-    struct sockaddr_in sa = to_sockaddr(at);
-    if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) != 0 ||
-        bind(fd, (struct sockaddr *)&sa, sizeof sa) != 0 || listen(fd, 1) != 0) {
-        demo_fail(error, "can't listen at %s:%u: %s", at->ip, (unsigned)at->port, strerror(errno));
-        if (fd >= 0)
-            close(fd);
-        return -1;
-    }
-    at->port = name_of(fd, getsockname).port;
+    char text[LLI_ADDRESS_TEXT_BYTES], why[200] = "";
+    struct lli_address found[LLI_LOOKUP_MAX];
+    bool timed_out;
+    int fd = -1;
+    size_t num_found = lli_endpoint_resolve(at, lli_deadline_after_ms(LOOKUP_MS), found, &timed_out,
+                                            why, sizeof why);
+    for (size_t i = 0; i < num_found && fd < 0; i++)
+        fd = lli_tcp_listen(&found[i], &at->port);
+    if (fd < 0)
+        demo_fail(error, "can't listen at %s: %s", lli_endpoint_format(at, text),
+                  num_found > 0 ? strerror(errno) : why);
     return fd;
 }
 
 static void
 begin(demo_side *side, int fd)
 {
+    char text[LLI_ADDRESS_TEXT_BYTES];
+    struct lli_address peer = {0};
+    socklen_t size = sizeof peer;
     int on = 1;
     // Lines are small and waited for.
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     side->fd = fd;
-    side->local = name_of(fd, getsockname);
-    side->remote = name_of(fd, getpeername);
+    getpeername(fd, &peer.any, &size);
+    lli_address_unmap(&peer);
+    snprintf(side->remote, sizeof side->remote, "%s", lli_address_format(&peer, text));
     side->input_length = 0;
 }
 
@@ -94,34 +77,46 @@ demo_side_accept(demo_side *side, int listener, uint32_t timeout_s, demo_error *
     return true;
 }
 
-// A connect that obeys the time limit.
+// A connect that obeys the time limit.  0, or why not.
 static int
-connect_within(int fd, const struct sockaddr_in *sa, uint32_t timeout_s)
+connect_within(const struct lli_address *to, double limit_ms, int *ret_fd)
 {
-    int result = 0;
-    socklen_t size = sizeof result;
-    if (connect(fd, (const struct sockaddr *)sa, sizeof *sa) == 0)
-        return 0;
-    if (errno != EINPROGRESS)
+    struct lli_address anywhere = {.any.sa_family = to->any.sa_family};
+    bool bound;
+    int failure = 0;
+    socklen_t size = sizeof failure;
+    int fd = lli_tcp_connect_start(&anywhere, to, &bound);
+    if (fd < 0)
         return errno;
-    if (!wait_for(fd, POLLOUT, demo_now_ms() + timeout_s * 1e3))
-        return ETIMEDOUT;
-    return getsockopt(fd, SOL_SOCKET, SO_ERROR, &result, &size) == 0 ? result : errno;
+    if (!wait_for(fd, POLLOUT, demo_now_ms() + limit_ms))
+        failure = ETIMEDOUT;
+    else if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &failure, &size) != 0)
+        failure = errno;
+    if (failure != 0)
+        close(fd);
+    else
+        *ret_fd = fd;
+    return failure;
 }
 
 bool
-demo_side_connect(demo_side *side, const demo_address *to, demo_error *error)
+demo_side_connect(demo_side *side, const struct lli_endpoint *to, demo_error *error)
 {
-    struct sockaddr_in sa = to_sockaddr(to);
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    int failure = fd < 0 ? errno : connect_within(fd, &sa, side->timeout_s);
-    if (failure != 0) {
-        if (fd >= 0)
-            close(fd);
+    char text[LLI_ADDRESS_TEXT_BYTES], why[200] = "";
+    struct lli_address found[LLI_LOOKUP_MAX];
+    bool timed_out;
+    int failure = 0;
+    int fd = -1;
+    size_t num_found = lli_endpoint_resolve(to, lli_deadline_after_ms(1000 * side->timeout_s),
+                                            found, &timed_out, why, sizeof why);
+    for (size_t i = 0; i < num_found && fd < 0; i++)
+        failure = connect_within(&found[i], side->timeout_s * 1e3 / (double)num_found, &fd);
+    if (fd < 0) {
+        lli_endpoint_format(to, text);
         return demo_fail(error,
-                         "can't connect to %s:%u: %s (start 'llm-datadist demo prompt --listen "
-                         "%s:%u' first)",
-                         to->ip, (unsigned)to->port, strerror(failure), to->ip, (unsigned)to->port);
+                         "can't connect to %s: %s (start 'llm-datadist demo prompt --listen %s' "
+                         "first)",
+                         text, num_found > 0 ? strerror(failure) : why, text);
     }
     begin(side, fd);
     return true;

@@ -11,23 +11,22 @@
 #include "demo_fields.h"
 
 typedef struct demo_side {
-    int fd;                     // -1 when closed
-    const char *peer;           // "the decoder", for messages
-    uint32_t timeout_s;         // a peer that is silent for longer has failed
-    demo_address local;         // this end
-    demo_address remote;        // the peer's end
-    char line[DEMO_LINE_BYTES]; // the line received last
+    int fd;                      // -1 when closed
+    const char *peer;            // "the decoder", for messages
+    uint32_t timeout_s;          // a peer that is silent for longer has failed
+    char remote[LLI_HOST_BYTES]; // the peer's address
+    char line[DEMO_LINE_BYTES];  // the line received last
     char input[DEMO_LINE_BYTES];
     size_t input_length;
 } demo_side;
 
 // Opens a listener and replaces port 0 by the one that the system chose.  -1 and the reason in error.
-int demo_side_listen(demo_address *at, demo_error *error);
+int demo_side_listen(struct lli_endpoint *at, demo_error *error);
 
 // Waits for the peer; without a limit if timeout_s is 0.  Closes the listener.
 bool demo_side_accept(demo_side *side, int listener, uint32_t timeout_s, demo_error *error);
 
-bool demo_side_connect(demo_side *side, const demo_address *to, demo_error *error);
+bool demo_side_connect(demo_side *side, const struct lli_endpoint *to, demo_error *error);
 
 // Sends a line; the newline is added.
 __attribute__((format(printf, 3, 4))) bool demo_side_send(demo_side *side, demo_error *error,

@@ -48,7 +48,7 @@ class Side:
 
     def port(self):
         line = self.process.stdout.readline()
-        return int(re.match(r"waiting at 127\.0\.0\.1:(\d+);", line).group(1))
+        return int(re.match(r"waiting at [^ ]*:(\d+);", line).group(1))
 
 
 def prompt_side(*arguments):
@@ -130,6 +130,15 @@ class ByHand(unittest.TestCase):
         self.assertRegex(last_line(decoder.stdout), f"^demo: ok, {way}")
         self.assertRegex(line, f"^demo: ok, {way}")
 
+    def test_names_and_ipv6(self):
+        for host in ("localhost", "[::1]"):
+            if host == "[::1]" and not socket.has_dualstack_ipv6():
+                continue
+            with Side("prompt", "--listen", f"{host}:0", *QUICK) as prompt:
+                decoder = demo("decoder", "--connect", f"{host}:{prompt.port()}")
+                line, status = prompt.end()
+            self.assertEqual((decoder.returncode, status), (0, 0), decoder.stdout + line)
+
     def test_pull(self):
         self.check_pair([], [], "pull over shm")
 
@@ -205,10 +214,10 @@ class Usage(unittest.TestCase):
                 (["--prompt", "x" * 449], "expected 1 to 448 bytes"),
                 (["--jason"], "did you mean '--json'"),
                 (["decodr"], "did you mean 'decoder'"),
-                (["prompt"], "demo prompt: --listen IP:PORT is missing"),
-                (["prompt", "--listen", "localhost:1"], "'localhost:1' is not allowed: expected"),
+                (["prompt"], "demo prompt: --listen HOST:PORT is missing"),
+                (["prompt", "--listen", "local host:1"], "'local host:1' is not allowed: expected"),
                 (["prompt", "--listen", "1.2.3.4:65536"], "'1.2.3.4:65536' is not allowed"),
-                (["decoder"], "demo decoder: --connect IP:PORT is missing"),
+                (["decoder"], "demo decoder: --connect HOST:PORT is missing"),
                 (["decoder", "--connect", "1.2.3.4:0"], "'1.2.3.4:0' is not allowed"),
                 (["decoder", "--connect", "1.2.3.4:5", "--way", "shove"], "expected pull or push"),
                 (["alone", "--transport", "shm"], "alone: there is no argument '--transport'")):

@@ -1,6 +1,5 @@
 // llm-datadist info: the library, its options, what this machine allows; and, with --connect, how a
 // link to a running instance comes about.
-#include <arpa/inet.h>
 #include <ctype.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -8,13 +7,13 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/address.h"
 #include "llm_datadist/llm_datadist_c.h"
 #include "tools.h"
 
 struct request {
-    const char *address; // IP:PORT; NULL = no link is made
-    char ip[64];
-    uint16_t port;
+    const char *address; // HOST:PORT; NULL = no link is made
+    struct lli_endpoint place;
     const char *transports; // NULL = auto
     bool json;
     bool help;
@@ -25,21 +24,23 @@ print_help(FILE *out)
 {
     fprintf(
         out,
-        "usage: llm-datadist info [--connect IP:PORT] [--transports LIST] [--json]\n"
+        "usage: llm-datadist info [--connect HOST:PORT] [--transports LIST] [--json]\n"
         "\n"
         "Tells the version of the library, the copy kernel chosen for this CPU, the transports\n"
         "and the options with their defaults.\n"
         "\n"
-        "    --connect IP:PORT   link to the instance that listens there, tell which transport\n"
-        "                        the link takes and why the others were passed over, unlink;\n"
-        "                        that instance sees a link come and go\n"
-        "    --transports LIST   what that link may take, as for llm.Transports (auto)\n"
-        "    --json              one JSON object on standard output: \"library\" and \"machine\" "
+        "    --connect HOST:PORT  link to the instance that listens there, tell which transport\n"
+        "                         the link takes and why the others were passed over, unlink;\n"
+        "                         that instance sees a link come and go;\n"
+        "                         HOST is an IPv4 address, an [IPv6] one, or a name\n"
+        "    --transports LIST    what that link may take, as for llm.Transports (auto)\n"
+        "    --json               one JSON object on standard output: \"library\" and \"machine\" "
         "with\n"
-        "                        the names and values that are shown without it, \"options\" with\n"
-        "                        \"key\", \"default\" and \"help\" of each, and \"link\" if one "
+        "                         the names and values that are shown without it, \"options\" "
+        "with\n"
+        "                         \"key\", \"default\" and \"help\" of each, and \"link\" if one "
         "was made;\n"
-        "                        all values are texts\n"
+        "                         all values are texts\n"
         "\n"
         "Exit status: 0; 1 if the instance can't be linked with; 2 for a wrong command line.\n"
         "\n"
@@ -166,7 +167,7 @@ static int
 link_and_print(llm_datadist *dd, const struct request *request)
 {
     llm_ip_info local = {.ip = "0.0.0.0"};
-    llm_ip_info remote = {.ip = request->ip, .port = request->port};
+    llm_ip_info remote = {.ip = request->place.host, .port = request->place.port};
     llm_cluster_info cluster = {
         .struct_size = sizeof(cluster),
         .local_ip_infos = &local,
@@ -214,20 +215,15 @@ open_instance(const struct request *request, llm_datadist **ret_dd)
 static bool
 split_address(struct request *request)
 {
-    struct in_addr ignored;
     const char *text = request->address;
-    const char *colon = strrchr(text, ':');
+    const char *digits;
     char *end;
-    if (colon == NULL || (size_t)(colon - text) >= sizeof(request->ip) ||
-        !isdigit((unsigned char)colon[1]))
+    if (!lli_endpoint_split(text, text + strlen(text), &request->place, &digits) ||
+        !isdigit((unsigned char)*digits))
         return false;
-    unsigned long port = strtoul(colon + 1, &end, 10);
-    if (*end != '\0' || port == 0 || port > UINT16_MAX)
-        return false;
-    memcpy(request->ip, text, (size_t)(colon - text));
-    request->ip[colon - text] = '\0';
-    request->port = (uint16_t)port;
-    return inet_pton(AF_INET, request->ip, &ignored) == 1;
+    unsigned long port = strtoul(digits, &end, 10);
+    request->place.port = (uint16_t)port;
+    return *end == '\0' && port > 0 && port <= UINT16_MAX;
 }
 
 static int
@@ -239,7 +235,7 @@ check(struct request *request)
     }
     if (request->address != NULL && !split_address(request)) {
         fprintf(stderr,
-                "llm-datadist info: --connect is \"%s\", expected IP:PORT, such as "
+                "llm-datadist info: --connect is \"%s\", expected HOST:PORT, such as "
                 "192.0.2.7:26000, with a port 1..65535\n",
                 request->address);
         return TOOL_USAGE;

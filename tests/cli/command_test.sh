@@ -36,12 +36,14 @@ expect 2 . demo --no-such-argument
 expect 2 . info --no-such-argument
 expect 0 "$version" info
 expect 0 'usage:' info --json --help
-expect 2 'is "localhost:1", expected IP:PORT' info --connect localhost:1
+expect 2 'is "local host:1", expected HOST:PORT' info --connect "local host:1"
 expect 2 'is "127.0.0.1:70000", .* 1..65535' info --json --connect 127.0.0.1:70000
 expect 2 'is "::1:26000"' info --connect ::1:26000
 expect 2 'needs --connect' info --transports tcp
 expect 2 'llm.Transports is "rdma": expected' info --transports rdma --connect 127.0.0.1:1
 expect 1 "can't link" info --connect 127.0.0.1:1
+expect 1 "can't link .* localhost:1" info --connect localhost:1
+expect 1 "can't link .* .::1.:1" info --connect '[::1]:1'
 
 # What is told to programs is JSON, also when there is no link to tell of.
 for connect in '' '--connect 127.0.0.1:1'; do
