@@ -41,6 +41,7 @@ pair_close(struct pair *pair)
 {
     assert_true(process_join(&pair->user.process));
     end_close(&pair->owner);
+    kv_free(&pair->of_owner);
 }
 
 // What was linked works, and what wasn't can be linked.
@@ -156,12 +157,14 @@ static void
 test_children_leave_the_parent_alone(void **state)
 {
     static void (*const deeds[])(struct pair * pair) = {
-        call, destroy, finalize, leave_by_exit, execute_another, open_one_of_its_own,
+        call, destroy, leave_by_exit, execute_another, finalize, open_one_of_its_own,
     };
+    // The thread sanitizer ends a child that starts a thread.
+    size_t num_deeds = LENGTH(deeds) - (UNDER_TSAN ? 2 : 0);
     struct pair pair;
     (void)state;
     pair_open(&pair);
-    for (size_t i = 0; i < LENGTH(deeds); i++) {
+    for (size_t i = 0; i < num_deeds; i++) {
         int code = in_child(deeds[i], &pair);
         if (code != 0)
             fail_msg("child %zu ended with %d", i, code);
@@ -206,7 +209,8 @@ test_a_child_ends_whatever_other_threads_were_doing(void **state)
     for (size_t i = 0; i < LENGTH(threads); i++)
         assert_int_equal(pthread_create(&threads[i], NULL, make_noise, &noise), 0);
     for (int i = 0; i < FORKS; i++)
-        assert_int_equal(in_child(i % 2 == 0 ? destroy : open_one_of_its_own, &pair), 0);
+        assert_int_equal(in_child(i % 2 == 0 || UNDER_TSAN ? destroy : open_one_of_its_own, &pair),
+                         0);
     atomic_store(&noise.stop, true);
     for (size_t i = 0; i < LENGTH(threads); i++)
         assert_int_equal(pthread_join(threads[i], NULL), 0);
