@@ -237,6 +237,32 @@ def test_a_lost_member_fails_the_comm(peers, engines):
     assert mine.links() == []
 
 
+def has_ipv6():
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("listen,hosts", [("[::1]:0", ["::1", "[::1]"]), ("localhost:0", ["localhost"]),
+                                          ("127.0.0.1:0", ["localhost", "127.0.0.1"])])
+@pytest.mark.parametrize("v2", [False, True])
+def test_links_by_ipv6_and_by_name(engines, listen, hosts, v2):
+    if "::" in listen and not has_ipv6():
+        pytest.skip("there is no IPv6")
+    options = V2_OPTIONS if v2 else {"ge.exec.deviceId": "0"}
+    prompt = engines(ld.LLMRole.PROMPT, 1, options, **{"llm.listenIpInfo": listen})
+    decoder = engines(ld.LLMRole.DECODER, 2, options)
+    for host in hosts:
+        cluster = ld.LLMClusterInfo()
+        cluster.remote_cluster_id = 1
+        cluster.append_local_ip_info("::1" if "::" in listen else "127.0.0.1", 0)
+        cluster.append_remote_ip_info(host, prompt.listen_port())
+        assert decoder.link_clusters([cluster]) == (OK, [OK])
+        assert decoder.unlink_clusters([cluster]) == (OK, [OK])
+
+
 def test_cpu_caches():
     desc = ld.CacheDesc(2, [1, 4], ld.DataType.DT_FLOAT, ld.Placement.HOST)
     array = np.zeros((2, 4), np.float32)

@@ -10,6 +10,7 @@ import pytest
 import llm_datadist as ld
 from conftest import V2_OPTIONS, rank_table, wait_for
 from llm_datadist import RegisterMemStatus, _meeting
+from link_test import has_ipv6
 from options_test import refused
 from transfer_test import own_cache
 
@@ -70,6 +71,18 @@ def test_members_meet_whatever_the_servers_are_called(peers, engines, ids):
     other, mine = mix(peers, 10), engines(ld.LLMRole.MIX, 11, V2_OPTIONS)
     comm = link(mine, [other], f"ids-{os.getpid()}", MEMBERS, table)
     assert is_met(mine, comm) and mine.links() == [10]
+
+
+def test_members_meet_by_ipv6(peers, engines):
+    if not has_ipv6():
+        pytest.skip("there is no IPv6")
+    for table in (rank_table(("1", [(0, "::1")]), ("2", [(1, "0:0::1")])),
+                  rank_table(("[::1]", [(0, None)]), ("::1", [(1, None)]))):
+        assert addresses(table) == {0: ["::1"], 1: ["::1"]}
+        other, mine = mix(peers, 10), engines(ld.LLMRole.MIX, 11, V2_OPTIONS)
+        comm = link(mine, [other], f"ipv6-{os.getpid()}", MEMBERS, table)
+        assert is_met(mine, comm)
+        other.close()
 
 
 def test_members_meet_where_the_server_is_named_alone(peers, engines):

@@ -223,7 +223,7 @@ FAMILIES = [
     (TypeError, "only support", lambda: ld.MemInfo(0, 1, 1)),
     (TypeError, "only support", lambda: ld.LLMClusterInfo().append_local_ip_info(1.5, 0)),
     (ValueError, "out of range", lambda: ld.LLMClusterInfo().append_local_ip_info("1.2.3.4", 65536)),
-    (RuntimeError, "Can not parse ip str", lambda: ld.LLMClusterInfo().append_remote_ip_info("x", 1)),
+    (RuntimeError, "Can not parse ip str", lambda: ld.LLMClusterInfo().append_remote_ip_info("x y", 1)),
     (TypeError, "only support", lambda: ld.TransferConfig(1, None)),
     (TypeError, "inner type", lambda: ld.TransferConfig(1, ["1"])),
     (ValueError, "out of range", lambda: ld.TransferConfig(1, [-1])),
@@ -276,6 +276,15 @@ def test_cluster_info():
     info.append_remote_ip_info(0x04030201, 65535)
     assert info.local_ip_info_list == [(0x04030201, 7)]
     assert info.remote_ip_info_list == [(0x04030201, 65535)]
+    # IPv6 and names, which the original doesn't know, stay as they are.
+    others = ["::1", "[::1]", "fe80::1%eth0", "prefill-0.svc.cluster.local", "localhost"]
+    for other in others:
+        info.append_remote_ip_info(other, 2)
+    assert info.remote_ip_info_list[1:] == [(other, 2) for other in others]
+    assert "'[fe80::1%eth0]:2'" in repr(info) and "'[::1]:2', '[::1]:2'" in repr(info)
+    for wrong in ("1.2.3.4.5", "", "a b", "256.1.1.1", "\u00e9", "[", "x" * 256, "::1]:5"):
+        with pytest.raises(RuntimeError, match="Can not parse ip str"):
+            info.append_remote_ip_info(wrong, 2)
     with pytest.raises(ValueError):
         info.remote_cluster_id = -1
     info.remote_role_type = ld.LLMRole.PROMPT
@@ -461,7 +470,7 @@ BAD_CONFIG = [
     ("sync_kv_timeout", 1.5, TypeError), ("ge_options", {"a": 1}, TypeError),
     ("mem_utilization", 1.1, ld.LLMException), ("mem_utilization", "1", TypeError),
     ("cluster_info", "x", ld.LLMException), ("cluster_info", 1, TypeError),
-    ("cluster_info", '{"listen_ip_info":[{"ip":"x","port":1}]}', RuntimeError),
+    ("cluster_info", '{"listen_ip_info":[{"ip":"x y","port":1}]}', RuntimeError),
     ("enable_switch_role", 1, TypeError), ("enable_cache_manager", "1", TypeError),
     ("rdma_traffic_class", -1, ValueError), ("local_comm_res", None, TypeError),
     ("link_total_time", 2**32, ld.LLMException),

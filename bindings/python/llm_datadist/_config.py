@@ -6,7 +6,7 @@ import typing
 
 from ._check import (check_dict, check_int32, check_isinstance, check_uint32)
 from ._status import LLMException, LLMStatusCode, raise_if_false
-from ._types import ip_to_int, ip_to_text
+from ._types import host_and_port, ip_to_text, kept_ip
 
 DEVICE_ID = "ge.exec.deviceId"
 SESSION_DEVICE_ID = "ge.session_device_id"
@@ -200,7 +200,7 @@ class LLMConfig:
         value = _json_object("cluster_info", cluster_info)
         for address in value.get("listen_ip_info", []):
             if isinstance(address, dict) and isinstance(address.get("ip"), str):
-                address["ip"] = ip_to_int(address["ip"])
+                address["ip"] = kept_ip(address["ip"])
         self._options[CLUSTER_INFO] = json.dumps(value)
 
     @property
@@ -290,7 +290,7 @@ def _listen_text(options: typing.Dict[str, str], info: typing.Dict[str, typing.A
     listen = options.get(LISTEN_IP_INFO, options.get(C_LISTEN_IP_INFO, ""))
     if not listen and info.get("listen_ip_info"):
         try:
-            listen = ";".join(f"{ip_to_text(ip_to_int(one['ip']))}:{int(one['port'])}"
+            listen = ";".join(host_and_port(ip_to_text(kept_ip(one["ip"])), int(one["port"]))
                               for one in info["listen_ip_info"])
         except (KeyError, TypeError, ValueError, OverflowError):
             raise_if_false(False, "{}: listen_ip_info must be a list of ip and port", CLUSTER_INFO)

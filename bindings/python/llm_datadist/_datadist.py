@@ -13,7 +13,7 @@ from ._config import (C_LISTEN_IP_INFO, EngineOptions, LISTEN_IP_INFO, read_opti
 from ._managers import CacheManager, KvCacheManager
 from ._status import (LLMException, LLMStatusCode, handle_llm_status, log,
                       raise_if_false, raise_if_true)
-from ._types import LLMClusterInfo, LLMRole, RegisterMemStatus, ip_to_text
+from ._types import LLMClusterInfo, LLMRole, RegisterMemStatus, host_and_port, ip_to_text
 
 Clusters = typing.Union[typing.List[LLMClusterInfo], typing.Tuple[LLMClusterInfo, ...]]
 Results = typing.Tuple[LLMStatusCode, typing.List[LLMStatusCode]]
@@ -45,8 +45,7 @@ class _Comm:
     def update(self, table: typing.Dict[int, _meeting.Entry]) -> None:
         for rank, (cluster, (ip, port)) in table.items():
             if rank != self.meeting.rank:
-                self.peers[cluster] = _core.Peer(cluster, 0, _FROM_ANYWHERE,
-                                                 [(_meeting.resolve(ip) or ip, port)])
+                self.peers[cluster] = _core.Peer(cluster, 0, _FROM_ANYWHERE, [(ip, port)])
 
     @property
     def linked_by_us(self) -> typing.List[_core.Peer]:
@@ -392,11 +391,11 @@ class LLMDataDist:
             if not self._listen_at:
                 # Not at an address that isn't this machine's, as behind a translation.
                 is_ours = _meeting.literal(best) and _meeting.is_local(best)
-                at = f"{best if is_ours else _meeting.ANYWHERE}:0"
+                at = host_and_port(best if is_ours else _meeting.ANYWHERE, 0)
                 engine.set_role(int(self._known_role()), {C_LISTEN_IP_INFO: at})
                 self._listen_at = at
-            at = self._listen_at.rsplit(":", 1)[0]
-        return self._cluster_id, (best if at == _meeting.ANYWHERE else at, engine.listen_port())
+            at = self._listen_at.rsplit(":", 1)[0].strip("[]")
+        return self._cluster_id, (best if at in (_meeting.ANYWHERE, "::") else at, engine.listen_port())
 
     # ----
 

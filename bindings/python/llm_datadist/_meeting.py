@@ -63,17 +63,10 @@ def _is_host_name(text: typing.Any) -> bool:
         return False  # "1" and the like, which would resolve to 0.0.0.1
     except (OSError, UnicodeError):
         pass
-    return resolve(text) is not None
-
-
-def resolve(name: str) -> typing.Optional[str]:
-    """The IPv4 address of a host name, another one as it is."""
-    if literal(name):
-        return name
     try:
-        return typing.cast(str, socket.getaddrinfo(name, None, socket.AF_INET)[0][4][0])
+        return bool(socket.getaddrinfo(text, None))
     except (OSError, UnicodeError):
-        return None
+        return False
 
 
 def is_local(address: str) -> bool:

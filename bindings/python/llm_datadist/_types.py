@@ -1,6 +1,7 @@
 """Enumerations and the small classes that describe caches, keys and clusters."""
 
 import enum
+import re
 import socket
 import struct
 import typing
@@ -132,7 +133,13 @@ class MemInfo:
         return f"MemInfo({self._mem_type.name}, addr={self._addr:#x}, size={self._size})"
 
 
-def ip_to_int(ip: typing.Union[str, int]) -> int:
+Ip = typing.Union[str, int]
+
+# A host name, or an IPv6 address, with brackets, a zone or without.
+_OTHER_HOST = re.compile(r"[\w.-]*[A-Za-z_][\w.-]*|\[?[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[\w.-]+)?\]?", re.ASCII)
+
+
+def ip_to_int(ip: Ip) -> int:
     """A dotted quad as the integer that inet_aton's bytes make on a little-endian machine."""
     if not isinstance(ip, str):
         return int(ip)
@@ -142,8 +149,20 @@ def ip_to_int(ip: typing.Union[str, int]) -> int:
         raise RuntimeError(f"Can not parse ip str:{ip}") from None
 
 
-def ip_to_text(ip: int) -> str:
-    return socket.inet_ntoa(ip.to_bytes(4, "little"))
+def kept_ip(ip: Ip) -> Ip:
+    """IPv4 as the original keeps it, an integer; IPv6 and host names as they are."""
+    if isinstance(ip, str) and len(ip) < 256 and _OTHER_HOST.fullmatch(ip):
+        return ip
+    return ip_to_int(ip)
+
+
+def ip_to_text(ip: Ip) -> str:
+    return ip if isinstance(ip, str) else socket.inet_ntoa(ip.to_bytes(4, "little"))
+
+
+def host_and_port(host: str, port: int) -> str:
+    """As listen addresses are written."""
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
 
 class LLMClusterInfo:
@@ -158,8 +177,8 @@ class LLMClusterInfo:
     def __init__(self) -> None:
         self._remote_cluster_id = 0
         self._remote_role_type: typing.Union[LLMRole, int] = 0
-        self._local_ip_info_list: typing.List[typing.Tuple[int, int]] = []
-        self._remote_ip_info_list: typing.List[typing.Tuple[int, int]] = []
+        self._local_ip_info_list: typing.List[typing.Tuple[Ip, int]] = []
+        self._remote_ip_info_list: typing.List[typing.Tuple[Ip, int]] = []
 
     @property
     def remote_cluster_id(self) -> int:
@@ -182,36 +201,38 @@ class LLMClusterInfo:
         self._remote_role_type = remote_role_type
 
     @staticmethod
-    def _address(ip: typing.Union[str, int], port: int) -> typing.Tuple[int, int]:
+    def _address(ip: Ip, port: int) -> typing.Tuple[Ip, int]:
         check_isinstance("ip", ip, [str, int], allow_none=False)
         check_uint16("port", port)
         if not isinstance(ip, str):
             check_uint32("ip", ip)
-        return ip_to_int(ip), int(port)
+        return kept_ip(ip), int(port)
 
-    def append_local_ip_info(self, ip: typing.Union[str, int], port: int) -> None:
+    def append_local_ip_info(self, ip: Ip, port: int) -> None:
         """The address to link from; 0.0.0.0 lets the system choose one, and so does port 0.
 
         In v2 mode the port counts for nothing."""
         self._local_ip_info_list.append(self._address(ip, port))
 
-    def append_remote_ip_info(self, ip: typing.Union[str, int], port: int) -> None:
-        """The address at which the remote cluster listens."""
+    def append_remote_ip_info(self, ip: Ip, port: int) -> None:
+        """The address at which the remote cluster listens: IPv4, IPv6 or a host name.
+
+        A name is resolved when the link is made."""
         self._remote_ip_info_list.append(self._address(ip, port))
 
     @property
-    def local_ip_info_list(self) -> typing.List[typing.Tuple[int, int]]:
+    def local_ip_info_list(self) -> typing.List[typing.Tuple[Ip, int]]:
         """(IP address, port) of each device here, as append_local_ip_info() took it; IPv4 as an integer."""
         return self._local_ip_info_list
 
     @property
-    def remote_ip_info_list(self) -> typing.List[typing.Tuple[int, int]]:
+    def remote_ip_info_list(self) -> typing.List[typing.Tuple[Ip, int]]:
         """Likewise, of the peer."""
         return self._remote_ip_info_list
 
     def __repr__(self) -> str:
-        def texts(addresses: typing.List[typing.Tuple[int, int]]) -> typing.List[str]:
-            return [f"{ip_to_text(ip)}:{port}" for ip, port in addresses]
+        def texts(addresses: typing.List[typing.Tuple[Ip, int]]) -> typing.List[str]:
+            return [host_and_port(ip_to_text(ip), port) for ip, port in addresses]
         return (f"LLMClusterInfo(remote_cluster_id={self._remote_cluster_id}, "
                 f"local={texts(self._local_ip_info_list)}, "
                 f"remote={texts(self._remote_ip_info_list)})")
@@ -475,4 +496,5 @@ AnyKey = typing.Union[CacheKey, CacheKeyByIdAndIndex, BlocksCacheKey]
 
 __all__ = ["AnyKey", "BlocksCacheKey", "CacheDesc", "CacheKey", "CacheKeyByIdAndIndex", "DataType",
            "FP8", "INVALID_ID", "LLMClusterInfo", "LLMException", "LLMRole", "MemInfo", "Memtype",
-           "Placement", "RegisterMemStatus", "ip_to_int", "ip_to_text", "native_key", "stride", "view_dtype"]
+           "Placement", "RegisterMemStatus", "host_and_port", "ip_to_int", "ip_to_text",
+           "kept_ip", "native_key", "stride", "view_dtype"]
