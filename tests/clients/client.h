@@ -8,6 +8,10 @@
 #ifndef LLM_TESTS_CLIENTS_CLIENT_H
 #define LLM_TESTS_CLIENTS_CLIENT_H
 
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
 #include <cstdint>
 #include <cstdlib>
 #include <iostream>
@@ -20,8 +24,9 @@
 
 namespace client {
 
-/* run_pair.py tries again with other ports. */
+/* run_pair.py tries again with other ports, or skips the test. */
 constexpr int kAddressTaken = 3;
+constexpr int kSkipped = 77;
 
 inline void
 Require(ge::Status status, const char *what, int exit_code = 1)
@@ -66,13 +71,16 @@ inline Place
 ParsePlace(const std::string &text)
 {
     const size_t colon = text.rfind(':');
-    return {text.substr(0, colon), static_cast<uint16_t>(std::stoi(text.substr(colon + 1)))};
+    const bool six = text[0] == '['; /* "[::1]:26000" */
+    return {six ? text.substr(1, colon - 2) : text.substr(0, colon),
+            static_cast<uint16_t>(std::stoi(text.substr(colon + 1)))};
 }
 
 inline std::string
 Text(const Place &place)
 {
-    return place.ip + ":" + std::to_string(place.port);
+    const bool six = place.ip.find(':') != std::string::npos;
+    return (six ? "[" + place.ip + "]" : place.ip) + ":" + std::to_string(place.port);
 }
 
 inline llm_datadist::IpInfo
@@ -82,6 +90,25 @@ Ip(const Place &place)
     info.ip = place.ip.c_str();
     info.port = place.port;
     return info;
+}
+
+/* Ends the program where the place is of IPv6, and this machine has none. */
+inline void
+SkipWithoutFamilyOf(const Place &place)
+{
+    if (place.ip.find(':') == std::string::npos) {
+        return;
+    }
+    sockaddr_in6 loopback = {};
+    loopback.sin6_family = AF_INET6;
+    loopback.sin6_addr = in6addr_loopback;
+    const int fd = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const int error = bind(fd, reinterpret_cast<sockaddr *>(&loopback), sizeof(loopback));
+    close(fd);
+    if (error != 0) {
+        std::cerr << "no IPv6 on this machine's loopback\n";
+        std::exit(kSkipped);
+    }
 }
 
 } // namespace client

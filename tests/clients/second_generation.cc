@@ -262,6 +262,7 @@ main(int argc, char **argv)
                  &dist,
                  -1,
                  {}};
+    SkipWithoutFamilyOf(side.own);
     if (sequence == "pull") {
         prompt ? PulledFrom(side) : Puller(side);
     } else if (sequence == "push") {

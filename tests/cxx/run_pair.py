@@ -4,7 +4,8 @@
     run_pair.py [--time SECONDS] FIRST [ARGUMENT...] -- SECOND [ARGUMENT...]
 
 {port1} and {port2} in the arguments become ports that were free a moment ago.  When a program says
-with exit code 3 that it could not have its port, the pair is run again with others.
+with exit code 3 that it could not have its port, the pair is run again with others.  Exit code 77 of a
+program, which has said why, is that of the pair.
 
 Copyright the llm-datadist authors.  SPDX-License-Identifier: Apache-2.0
 """
@@ -15,6 +16,7 @@ import sys
 import time
 
 ADDRESS_TAKEN = 3
+SKIPPED = 77
 ATTEMPTS = 5
 
 
@@ -68,6 +70,8 @@ def main():
         codes = run_once(commands, deadline)
         if ADDRESS_TAKEN not in codes:
             break
+    if SKIPPED in codes:
+        return SKIPPED
     print("exit codes:", *codes)
     return 0 if codes == [0, 0] else 1
 
