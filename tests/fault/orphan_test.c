@@ -1,6 +1,5 @@
 // An owner dies whose connections stay open: a process that it has forked, past the library's handlers,
 // holds them.  Nobody believes what it left behind, in its own pid namespace or in another.
-#include <errno.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/socket.h>
@@ -95,8 +94,9 @@ test_nor_in_another_pid_namespace(void **state)
     struct other user = {0};
     (void)state;
     open_owner(&owner);
-    if (!can_watch() || unshare(CLONE_NEWPID) != 0) {
-        print_message("no pid namespace, or a kernel before 6.5: %s\n", strerror(errno));
+    // The leak sanitizer can't look for leaks in a process whose children have a namespace.
+    if (UNDER_ASAN || !can_watch() || unshare(CLONE_NEWPID) != 0) {
+        print_message("no pid namespace here, a kernel before 6.5, or the address sanitizer\n");
         skip();
     }
     believe_nothing(&owner, &user);
