@@ -13,7 +13,8 @@ struct lli_view *lli_exchange_connect(struct lli_node *node, const struct lli_id
                                       bool *ret_peer_can_read, char *why, size_t why_size);
 
 // Lets the view watch the process at the other end of the exchange's socket, also one in another pid
-// namespace, or where pidfd_open isn't permitted; since Linux 6.5.
+// namespace, or where pidfd_open isn't permitted; since Linux 6.5.  Else it gets a life line
+// (transport/view.h).
 void lli_exchange_watch(int fd, struct lli_view *view);
 
 // What has arrived at the listener's side.

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <stdio.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "base/log.h"
@@ -137,6 +138,9 @@ close_connections(struct lli_link *link)
 {
     // When the peer hears of it, its pushes end: nothing may land here any more.
     lli_stream_stop(&link->stream);
+    // The peer must hear of it now, while the view holds the connection still.
+    if (link->control != NULL && link->view != NULL && link->view->life_line >= 0)
+        shutdown(link->control->source.fd, SHUT_RDWR);
     if (link->control != NULL)
         lli_conn_close(link->control);
     link->control = NULL;
@@ -263,6 +267,8 @@ lli_links_insert(struct lli_link *link)
     link->liveness_ticks = link->liveness_ms / node->tick_ms + 1;
     link->dead_ticks = lli_max(node->options->dead_ms, link->liveness_ms) / node->tick_ms + 1;
     lli_paths_begin(link);
+    if (link->view != NULL && link->control != NULL)
+        lli_view_hold_life_line(link->view, link->control->source.fd);
     pthread_mutex_lock(&node->links_lock);
     lli_list_append(&node->links, &link->in_table);
     lli_events_add_locked(link, LLM_LINK_READY);
@@ -506,7 +512,7 @@ static void (*judge(const struct lli_link *link))(struct lli_link *link)
 {
     uint64_t ticks = link->node->tick - link->heard_tick;
     bool silent = ticks > link->liveness_ticks;
-    if (link->view != NULL && !lli_view_is_alive(link->view))
+    if (link->view != NULL && lli_view_has_ended(link->view))
         return mourn;
     if (ticks > link->dead_ticks)
         return give_up;

@@ -141,7 +141,8 @@ open_source(struct lli_link *link, const struct lli_request *request,
 static llm_status
 died(const struct lli_link *link, char *why, size_t why_size)
 {
-    snprintf(why, why_size, "cluster %llu has died", (unsigned long long)link->peer.cluster_id);
+    snprintf(why, why_size, "cluster %llu has died%s", (unsigned long long)link->peer.cluster_id,
+             link->view->pidfd < 0 ? ", or has closed the link" : "");
     return LLM_FAILED;
 }
 

@@ -31,8 +31,12 @@ static llm_status
 open_at(int pidfd, struct lli_request request)
 {
     struct lli_memory_file pools[] = {{pool, sizeof(pool), -1}};
-    struct lli_view view = {
-        .segment = segment, .num_devices = 1, .pools = pools, .pidfd = pidfd, .can_read = true};
+    struct lli_view view = {.segment = segment,
+                            .num_devices = 1,
+                            .pools = pools,
+                            .pidfd = pidfd,
+                            .life_line = -1,
+                            .can_read = true};
     struct lli_link link = {.view = &view};
     struct lli_source_cache source;
     char why[LLI_REASON_BYTES] = "";

@@ -1,6 +1,7 @@
 #include "transport/view.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -9,6 +10,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/fork.h"
 #include "base/mem.h"
 #include "base/os.h"
 
@@ -139,12 +141,34 @@ lli_view_watch(struct lli_view *view, int pidfd)
         close(pidfd);
 }
 
+void
+lli_view_hold_life_line(struct lli_view *view, int fd)
+{
+    if (view->pidfd >= 0 || view->same_process || view->life_line >= 0)
+        return;
+    view->life_line = LLI_RETRY(fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1));
+    lli_fork_watch(view->life_line);
+}
+
+// Nothing but the descriptor's own word is an end.
+static bool
+tells_end(int fd, short events, short ends)
+{
+    struct pollfd wait = {.fd = fd, .events = events};
+    return fd >= 0 && LLI_RETRY(poll(&wait, 1, 0)) > 0 && (wait.revents & ends) != 0;
+}
+
+bool
+lli_view_has_ended(const struct lli_view *view)
+{
+    return tells_end(view->pidfd, POLLIN, POLLIN);
+}
+
 bool
 lli_view_is_alive(const struct lli_view *view)
 {
-    struct pollfd wait = {.fd = view->pidfd, .events = POLLIN};
-    // Nothing but the descriptor's own word is a death.
-    return view->pidfd < 0 || LLI_RETRY(poll(&wait, 1, 0)) <= 0 || (wait.revents & POLLIN) == 0;
+    return !lli_view_has_ended(view) &&
+           !tells_end(view->life_line, POLLRDHUP, POLLRDHUP | POLLHUP | POLLERR);
 }
 
 struct lli_view *
@@ -166,7 +190,7 @@ lli_view_map(const int *fds, size_t num_fds, uint64_t incarnation, size_t num_de
     }
     view->incarnation = incarnation;
     view->pools = pools;
-    view->pidfd = -1;
+    view->pidfd = view->life_line = -1;
     view->segment = lli_memory_file_map(fds[0], sizeof(struct lli_segment_layout));
     if (view->segment == NULL) {
         snprintf(why, why_size, "can't map the peer's directory: %s", strerror(errno));
@@ -199,6 +223,9 @@ lli_view_unmap(struct lli_view *view)
         munmap((void *)(uintptr_t)view->segment, sizeof(*view->segment));
     if (view->pidfd >= 0)
         close(view->pidfd);
+    lli_fork_unwatch(view->life_line);
+    if (view->life_line >= 0)
+        close(view->life_line);
     lli_free(view->pools);
     lli_free(view);
 }

@@ -29,6 +29,7 @@ struct lli_view {
     _Atomic bool can_read; // by process_vm_readv, as far as is known, or because it is this process
     pid_t pid;             // of the peer
     int pidfd;             // tells whether it still is the peer's; -1: unknown, or this process
+    int life_line;         // a connection to the peer, where there is no pidfd; -1: none
     struct lli_process owner; // of memory that is read
 };
 
@@ -42,7 +43,12 @@ void lli_view_unmap(struct lli_view *view);
 
 // Watches the process with this pidfd, which is the view's from now on, unless it knows it already.
 void lli_view_watch(struct lli_view *view, int pidfd);
-// Does the peer's process live?  True if that can't be known.
+// Without a pidfd: watches this connection to the peer, under a descriptor of the view's own.  The
+// system closes the peer's end when it dies.  Who closes this end shuts it down first.
+void lli_view_hold_life_line(struct lli_view *view, int fd);
+// Has the peer's process ended?  False if that can't be known.
+bool lli_view_has_ended(const struct lli_view *view);
+// False as well if the life line has ended: the peer has died, or has closed it.
 bool lli_view_is_alive(const struct lli_view *view);
 
 // Finds the addresses, in this process or for registered memory in the peer's, of `num_tensors` tensors of a cache from `first_tensor` on,
