@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/os.h"
+#include "base/unwatched.h"
 
 static const uint64_t frame_bytes_max = 512 << 10;
 // What one connection may move before the others, and the control connections, get their turn.
@@ -550,25 +551,13 @@ end_call(struct lli_stream_conn *conn)
     pthread_mutex_unlock(&stream->lock);
 }
 
-// Transfers into the same memory at once are their callers' own affair, and so is one that names a
-// block twice.  The thread sanitizer would look at each of those bytes, for minutes.
-#ifdef __SANITIZE_THREAD__
-void AnnotateIgnoreWritesBegin(const char *file, int line);
-void AnnotateIgnoreWritesEnd(const char *file, int line);
-#define UNWATCHED_BEGIN() AnnotateIgnoreWritesBegin(__FILE__, __LINE__)
-#define UNWATCHED_END() AnnotateIgnoreWritesEnd(__FILE__, __LINE__)
-#else
-#define UNWATCHED_BEGIN() ((void)0)
-#define UNWATCHED_END() ((void)0)
-#endif
-
 static ssize_t
 receive_pieces(int fd, struct iovec *pieces, size_t num_pieces)
 {
     struct msghdr message = {.msg_iov = pieces, .msg_iovlen = num_pieces};
-    UNWATCHED_BEGIN();
+    LLI_UNWATCHED_BEGIN();
     ssize_t received = recvmsg(fd, &message, MSG_DONTWAIT);
-    UNWATCHED_END();
+    LLI_UNWATCHED_END();
     return received;
 }
 
