@@ -311,7 +311,7 @@ conformance_1_rule_01_stride_is_tensor_bytes_by_the_first_dimension(void **state
     link_parties(&decoder, &prompt);
     // int4 {3,5}: 8 bytes, stride 2, slots at 0, 2, 4; the last 2 bytes belong to none.
     open_kv(&remote, &prompt, 2, LLM_DT_INT4, 3, 5);
-    open_bytes(&local, &decoder, 2, 8, 2);
+    open_kv(&local, &decoder, 2, LLM_DT_INT4, 8, 4);
     assert_int_equal(remote.tensor_bytes, 8);
     assert_int_equal(remote.stride, 2);
     llm_cache_index from = index_of(&prompt, &remote, 0);

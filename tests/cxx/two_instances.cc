@@ -272,7 +272,7 @@ RetsAreLeftAloneOrReplaced()
     CHECK_EQ(decoder.LinkLlmClusters({good}, rets, 0), LLM_PARAM_INVALID);
     CHECK(rets == before);
     ClusterInfo no_ip = good;
-    no_ip.remote_ip_infos[0].ip = "localhost";
+    no_ip.remote_ip_infos[0].ip = "1.2.3";
     CHECK_EQ(decoder.LinkLlmClusters({no_ip}, rets), LLM_PARAM_INVALID);
     CHECK(rets == before);
     CHECK_EQ(prompt.LinkLlmClusters({good}, rets), LLM_PARAM_INVALID);
