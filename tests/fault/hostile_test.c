@@ -462,7 +462,9 @@ test_truncated_requests(void **state)
     struct lli_request request = good_request(false, runs, 2);
     struct raw_message message;
     raw_make_request(&message, 7, &request);
-    for (size_t size = LLI_MESSAGE_HEADER_BYTES; size < message.size; size += 3) {
+    // Without its last field, the type of the elements, it is whole: as an older peer sends it.
+    size_t older_size = message.size - sizeof(uint32_t);
+    for (size_t size = LLI_MESSAGE_HEADER_BYTES; size < older_size; size += 3) {
         struct raw_link link;
         struct raw_message shorter = message;
         uint32_t body_bytes = (uint32_t)(size - LLI_MESSAGE_HEADER_BYTES);
