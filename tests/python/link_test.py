@@ -291,3 +291,27 @@ def test_failures_are_logged_to_standard_output():
     output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True,
                             env=environment).stdout.splitlines()
     assert len(output) == 1 and "[ERROR] LLM_ENGINE" in output[0]
+
+
+def test_what_the_library_has_told_is_not_told_again():
+    program = """if True:
+        import llm_datadist as ld
+        engine = ld.LLMDataDist(ld.LLMRole.DECODER, 2)
+        engine.init({"llm.DeviceId": "0"})
+        cluster = ld.LLMClusterInfo()
+        cluster.remote_cluster_id = 1
+        cluster.append_local_ip_info("0.0.0.0", 0)
+        cluster.append_remote_ip_info("127.0.0.1", 1)
+        overall, _ = engine.link_clusters([cluster], 5000)
+        assert overall == ld.LLMStatusCode.LLM_LINK_FAILED, overall
+        try:
+            engine.check_link_status(1)
+        except ld.LLMException as error:
+            assert error.status_code == ld.LLMStatusCode.LLM_NOT_YET_LINK
+        engine.finalize()"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True,
+                          env={**os.environ, "LLM_DATADIST_LOG_LEVEL": "warn"})
+    lines = (done.stdout + done.stderr).splitlines()
+    assert len([line for line in lines if "127.0.0.1:1" in line]) == 1, lines
+    assert len([line for line in lines if "no link to cluster 1" in line]) == 1, lines
+    assert len(lines) == 2, lines

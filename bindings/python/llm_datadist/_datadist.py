@@ -11,8 +11,8 @@ from . import _core, _meeting
 from ._check import check_dict, check_int32, check_isinstance, check_uint32, check_uint64
 from ._config import (C_LISTEN_IP_INFO, EngineOptions, LISTEN_IP_INFO, read_options)
 from ._managers import CacheManager, KvCacheManager
-from ._status import (LLMException, LLMStatusCode, handle_llm_status, log,
-                      raise_if_false, raise_if_true)
+from ._status import (LLMException, LLMStatusCode, handle_llm_status, raise_if_false,
+                      raise_if_true)
 from ._types import LLMClusterInfo, LLMRole, RegisterMemStatus, host_and_port, ip_to_text
 
 Clusters = typing.Union[typing.List[LLMClusterInfo], typing.Tuple[LLMClusterInfo, ...]]
@@ -263,9 +263,7 @@ class LLMDataDist:
                 raise_if_false(one.remote_ip_info_list, "{} needs remote_ip_info", one)
                 raise_if_false(one.local_ip_info_list or mode.has_local_comm_res,
                                "{} needs local_ip_info", one)
-        overall, codes, error = engine.link(self._peers(clusters, mode.cache_manager), timeout)
-        if overall != LLMStatusCode.LLM_SUCCESS:
-            log.error("link_clusters failed, error code is %s, %s", overall, error)
+        overall, codes, _ = engine.link(self._peers(clusters, mode.cache_manager), timeout)
         return overall, codes
 
     def unlink_clusters(self, clusters: Clusters, timeout: int = 3000, force: bool = False
@@ -275,10 +273,8 @@ class LLMDataDist:
         check_isinstance("force", force, bool, allow_none=False)
         engine, mode = self._ready(), self._mode()
         self._keeper.part(one.remote_cluster_id for one in clusters)
-        overall, codes, error = engine.unlink(self._peers(clusters, mode.cache_manager, True),
-                                              timeout, force)
-        if overall != LLMStatusCode.LLM_SUCCESS:
-            log.error("unlink_clusters failed, error code is %s, %s", overall, error)
+        overall, codes, _ = engine.unlink(self._peers(clusters, mode.cache_manager, True), timeout,
+                                          force)
         return overall, codes
 
     def check_link_status(self, remote_cluster_id: int) -> None:

@@ -132,13 +132,14 @@ class Status:
 
 
 def handle_llm_status(status: int, func: str, info: str) -> None:
-    """Raises LLMException unless `status`, as the C library returned it, is success."""
+    """Raises LLMException unless `status`, as the C library returned it, is success.
+
+    The library has logged why: nothing is said twice.
+    """
     if status == 0:
         return
     code = to_code(status)
-    text = f"{func} failed, error code is {_NAMES[code]}, {info}."
-    log.error(text)
-    raise LLMException(text, code)
+    raise LLMException(f"{func} failed, error code is {_NAMES[code]}, {info}.", code)
 
 
 def raise_if_false(condition: object, info: str, *args: object,
