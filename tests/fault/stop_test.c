@@ -263,7 +263,8 @@ pushed_into_stopped(const char *transports, unsigned sync_ms, unsigned liveness_
     b.t.repeat = 1;
     assert_int_equal(member_transfer(&b.here, &b.t), LLM_SUCCESS);
     assert_true(remote_checksum(&b.there, TARGET) == sum);
-    assert_int_equal(member_link_state(&b.here, DECODER, NULL), LLM_LINK_READY);
+    // A busy machine is silent now and then.
+    AWAIT(member_link_state(&b.here, DECODER, NULL) == LLM_LINK_READY);
     member_close(&b.here);
     assert_true(process_join(&b.there));
 }
