@@ -6,12 +6,15 @@
 
 #include <stdatomic.h>
 
+#include "multi/process.h"
 #include "soak/pattern.h"
 
 // A worker is a process; each of its seats is a cluster, in one incarnation after another.
 enum { WORKERS_MAX = 4, SEATS_PER_WORKER = 2, SEATS_MAX = WORKERS_MAX * SEATS_PER_WORKER };
 enum { THREADS = 4, SOURCES = 6, GOALS = 6, PUSHES = 8, FIRST_CLUSTER = 100 };
 enum { SHELVES = 3, LOANS = 3 };
+// The dead times of seats: no stop lasts as long as the longer one.
+enum { DEAD_MS = 1000, PATIENT_DEAD_MS = SCALED(6000, 20000) };
 
 // A cache that others may name, in one word: id, serial number, class.  0 = none.
 static inline uint64_t
@@ -144,6 +147,14 @@ struct seat_board {
     X(lives)                                                                                       \
     X(roles)                                                                                       \
     X(cuts)                                                                                        \
+    X(signals)                                                                                     \
+    X(forks)                                                                                       \
+    X(forwarded)                                                                                   \
+    X(swallowed)                                                                                   \
+    X(silences)                                                                                    \
+    X(heard_again)                                                                                 \
+    X(after_silence)                                                                               \
+    X(pulled_rug)                                                                                  \
     X(late_checks)                                                                                 \
     X(unjudged)                                                                                    \
     X(over_local)                                                                                  \
@@ -189,6 +200,7 @@ struct board {
     _Atomic uint64_t counters[COUNTERS];
     struct worker_board workers[WORKERS_MAX];
     struct seat_board seats[SEATS_MAX];
+    _Atomic unsigned forward_ports[SEATS_MAX]; // where the forwarder listens for each
 };
 
 // The board of this process.
@@ -206,5 +218,7 @@ uint64_t soak_now_ms(void);
 
 // One process' work, until the board says that it's over; the exit code.
 int worker_run(unsigned index);
+// The forwarder's, until it is killed.
+int forwarder_run(void);
 
 #endif

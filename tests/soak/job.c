@@ -313,6 +313,7 @@ job_count(struct seat *seat, const struct job *job, llm_status status)
         count(COUNT_into_blocks, job->shape == SHAPE_SLOT_TO_BLOCKS);
         count(COUNT_by_address, job->by_address);
         count(COUNT_by_key, job->by_key);
+        count(COUNT_after_silence, (atomic_load(&seat->heard_again) >> job->peer & 1) != 0);
         count_transport(seat, job->peer);
     } else if (status == LLM_TIMEOUT || status == LLM_WAIT_PROC_TIMEOUT) {
         count(COUNT_timed_out, 1);

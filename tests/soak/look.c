@@ -90,6 +90,25 @@ may_follow(uint32_t before, uint32_t state)
     return before == LLM_LINK_READY || before == LLM_LINK_SUSPECT || before == LLM_LINK_BROKEN;
 }
 
+// A silence that is shorter than the dead time ends well.
+static void
+note_silence(struct seat *seat, unsigned peer, const llm_link_info *info)
+{
+    unsigned bit = 1u << peer;
+    count(COUNT_silences, info->state == LLM_LINK_SUSPECT);
+    if (info->state == LLM_LINK_READY && seat->link_states[peer] == LLM_LINK_SUSPECT) {
+        count(COUNT_heard_again, 1);
+        atomic_fetch_or(&seat->heard_again, bit);
+    } else if (info->state != LLM_LINK_SUSPECT) {
+        atomic_fetch_and(&seat->heard_again, ~bit);
+    }
+    WRONG_UNLESS(info->state != LLM_LINK_BROKEN || seat->dead_ms < PATIENT_DEAD_MS ||
+                     strstr(info->reason, "has been silent") == NULL,
+                 "cluster %llu gave up cluster %llu, which stood still for less than %u ms: %s",
+                 (unsigned long long)seat_cluster(seat->index),
+                 (unsigned long long)info->cluster_id, seat->dead_ms, info->reason);
+}
+
 void
 poll_events(struct thread *th, struct seat *seat)
 {
@@ -110,6 +129,7 @@ poll_events(struct thread *th, struct seat *seat)
                      "cluster %llu: after state %u an event tells of state %u of cluster %llu: %s",
                      (unsigned long long)seat_cluster(seat->index), seat->link_states[peer],
                      info.state, (unsigned long long)info.cluster_id, info.reason);
+        note_silence(seat, (unsigned)peer, &info);
         seat->link_states[peer] = info.state;
         count(COUNT_events, 1);
     }

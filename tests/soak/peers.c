@@ -23,7 +23,7 @@ link_to(struct thread *th, struct seat *seat, unsigned peer)
     if (!seat->version_2 && seat->role != LLM_ROLE_DECODER)
         return;
     AT(th);
-    llm_status status = seat_link(seat, peer, LINK_MS);
+    llm_status status = seat_link(seat, peer, roll(&th->dice, 3) == 0, LINK_MS);
     llm_last_error(why, sizeof(why));
     WRONG_UNLESS(status == LLM_SUCCESS || status == LLM_ALREADY_LINK || status == LLM_LINK_FAILED ||
                      status == LLM_PROCESSING_LINK || status == LLM_WAIT_PROC_TIMEOUT ||

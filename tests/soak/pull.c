@@ -222,3 +222,28 @@ pull_side_by_side(struct thread *th, struct seat *seat)
         job_judge_pull(seat, &jobs[i], status);
     }
 }
+
+// While pulls are under way either what they go to ends, or the link that they take.
+void
+pull_the_rug(struct thread *th, struct seat *seat)
+{
+    struct job jobs[STARTED_MAX];
+    uint64_t transfers[STARTED_MAX];
+    bool unlinks = roll(&th->dice, 2) == 0;
+    (void)start_pulls(th, seat, jobs, transfers);
+    for (unsigned i = 0; i < STARTED_MAX; i++) {
+        struct target *target = jobs[i].target;
+        if (transfers[i] == 0)
+            continue;
+        count(COUNT_pulled_rug, 1);
+        AT(th);
+        if (unlinks)
+            (void)seat_unlink(seat, jobs[i].peer, LINK_MS, true);
+        else
+            cache_close(seat, &target->cache, NULL, &th->dice);
+        llm_status status = job_end(th, seat, transfers[i]);
+        job_count(seat, &jobs[i], status);
+        if (unlinks)
+            job_judge_pull(seat, &jobs[i], status);
+    }
+}

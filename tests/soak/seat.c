@@ -6,8 +6,8 @@
 
 #include "multi/process.h"
 
-// Longer than any liveness time and dead time here.
-enum { LAST_WHY = 256, NOTICE_MS = SCALED(2000, 8000) };
+// What a peer's silence is noticed after, beside the dead time.
+enum { LAST_WHY = 256, NOTICE_MS = SCALED(1000, 7000) };
 
 uint64_t
 seat_cluster(unsigned index)
@@ -236,7 +236,8 @@ check_goal(struct seat *seat, unsigned index)
                                  phase == GOAL_ARRIVED, why);
     WRONG_UNLESS(is_right, "a push from cluster %llu, which ended with %s; %s",
                  (unsigned long long)seat_cluster((unsigned)(state >> 56 & 0xf)), push->how, why);
-    if (goal->has_checksum && push->is_uncertain && soak_now_ms() < goal->seen_ms + NOTICE_MS) {
+    if (goal->has_checksum && push->is_uncertain &&
+        soak_now_ms() < goal->seen_ms + seat->dead_ms + NOTICE_MS) {
         // We may not have noticed yet that the link is gone.
         goal->checksum = checksum;
         return;
@@ -297,6 +298,7 @@ struct settings {
     size_t num_options;
     char sync_ms[16];
     char liveness_ms[16];
+    char dead_ms[16];
     char listen[32];
 };
 
@@ -314,11 +316,13 @@ choose_settings(struct seat *seat, struct settings *settings, unsigned port, uin
     settings->num_options = 0;
     snprintf(settings->sync_ms, sizeof(settings->sync_ms), "%u", sync[roll(dice, 4)]);
     snprintf(settings->liveness_ms, sizeof(settings->liveness_ms), "%u", liveness[roll(dice, 4)]);
+    seat->dead_ms = roll(dice, 2) == 0 ? DEAD_MS : PATIENT_DEAD_MS;
+    snprintf(settings->dead_ms, sizeof(settings->dead_ms), "%u", seat->dead_ms);
     snprintf(settings->listen, sizeof(settings->listen), "127.0.0.1:%u", port);
     add_option(settings, LLM_OPTION_DEVICE_ID, "0");
     add_option(settings, LLM_OPTION_SYNC_CACHE_WAIT_TIME, settings->sync_ms);
     add_option(settings, LLM_OPTION_LIVENESS_TIME, settings->liveness_ms);
-    add_option(settings, LLM_OPTION_DEAD_TIME, "1000");
+    add_option(settings, LLM_OPTION_DEAD_TIME, settings->dead_ms);
     add_option(settings, LLM_OPTION_TRANSPORTS, transports[roll(dice, 8)]);
     add_option(settings, LLM_OPTION_TCP_CONNECTIONS, roll(dice, 2) == 0 ? "1" : "3");
     add_option(settings, LLM_OPTION_COPY_THREADS, roll(dice, 2) == 0 ? "1" : "2");
@@ -424,6 +428,7 @@ seat_close(struct seat *seat, uint64_t *dice)
     for (unsigned i = 0; i < LOANS; i++)
         forget(&seat->loans[i].cache);
     memset(seat->link_states, 0, sizeof(seat->link_states));
+    atomic_store(&seat->heard_again, 0);
     for (unsigned i = 0; i < GOALS; i++) {
         struct goal *goal = &seat->goals[i];
         if (goal->cache.registered && goal->cache.id != 0)
@@ -510,11 +515,16 @@ seat_change_role(struct seat *seat, uint64_t *dice)
 // ---- links ----
 
 static llm_cluster_info
-describe(unsigned index, llm_ip_info ips[2])
+describe(unsigned index, bool forwarded, llm_ip_info ips[2])
 {
     ips[0] = (llm_ip_info){.ip = "127.0.0.1"};
-    ips[1] =
-        (llm_ip_info){.ip = "127.0.0.1", .port = (uint16_t)atomic_load(&board->seats[index].port)};
+    unsigned port = forwarded ? atomic_load(&board->forward_ports[index]) : 0;
+    if (port == 0)
+        port = atomic_load(&board->seats[index].port);
+    // One that was never there is as one that has gone: nobody listens.
+    if (port == 0)
+        port = 1;
+    ips[1] = (llm_ip_info){.ip = "127.0.0.1", .port = (uint16_t)port};
     return (llm_cluster_info){
         .struct_size = sizeof(llm_cluster_info),
         .remote_cluster_id = seat_cluster(index),
@@ -526,10 +536,10 @@ describe(unsigned index, llm_ip_info ips[2])
 }
 
 llm_status
-seat_link(struct seat *seat, unsigned to, int timeout_ms)
+seat_link(struct seat *seat, unsigned to, bool forwarded, int timeout_ms)
 {
     llm_ip_info ips[2];
-    llm_cluster_info peer = describe(to, ips);
+    llm_cluster_info peer = describe(to, forwarded, ips);
     return llm_link_clusters(seat->dd, &peer, 1, NULL, NULL, timeout_ms);
 }
 
@@ -537,6 +547,6 @@ llm_status
 seat_unlink(struct seat *seat, unsigned from, int timeout_ms, bool force)
 {
     llm_ip_info ips[2];
-    llm_cluster_info peer = describe(from, ips);
+    llm_cluster_info peer = describe(from, false, ips);
     return llm_unlink_clusters(seat->dd, &peer, 1, NULL, NULL, timeout_ms, force);
 }

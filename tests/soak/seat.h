@@ -65,6 +65,7 @@ struct seat {
     uint64_t incarnation; // likewise
     bool version_2;       // likewise
     unsigned role;        // likewise
+    unsigned dead_ms;     // likewise
     _Atomic uint64_t serial;
     struct source sources[SOURCES];
     struct goal goals[GOALS];
@@ -72,6 +73,8 @@ struct seat {
     struct loan loans[LOANS];
     pthread_mutex_t events_lock;
     uint32_t link_states[SEATS_MAX]; // as the events tell; guarded by events_lock
+    // Bits of peers that were silent and are heard again, with the link that they had.
+    _Atomic unsigned heard_again;
 };
 
 bool seat_init(struct seat *seat, unsigned index);
@@ -103,8 +106,8 @@ void loan_hide(struct seat *seat, unsigned index);
 void shelf_change(struct seat *seat, uint64_t *dice);
 void loan_change(struct seat *seat, uint64_t *dice);
 
-// Links to the seat with that index.
-llm_status seat_link(struct seat *seat, unsigned to, int timeout_ms);
+// Links to the seat with that index, maybe through the forwarder.
+llm_status seat_link(struct seat *seat, unsigned to, bool forwarded, int timeout_ms);
 llm_status seat_unlink(struct seat *seat, unsigned from, int timeout_ms, bool force);
 
 #endif

@@ -1,6 +1,7 @@
 // Random calls under random faults, for as long as told: processes with several threads each
 // allocate, register, link, pull, push, start, cancel, copy, notify, finalize and begin again, over
-// every transport, while they are killed, stopped and cut off.  Every byte that moves is checked.
+// every transport, while they are killed, stopped, cut off, interrupted by signals and forked, and while
+// paths swallow what they should carry.  Every byte that moves is checked.
 //
 //     soak [--seconds N] [--seed N] [--workers N] [--json]
 //
@@ -72,18 +73,16 @@ struct driver {
     uint64_t next_progress_ms;
     uint64_t num_kills;
     uint64_t num_stops;
+    uint64_t num_long_stops;
     struct worker workers[WORKERS_MAX];
+    struct worker forwarder;
 };
 
 static bool
-start_worker(struct driver *driver, unsigned index)
+start_process(struct worker *worker, char *argument)
 {
-    char argument[32];
     pid_t parent = getpid();
-    snprintf(argument, sizeof(argument), "--worker=%u", index);
     char *arguments[] = {(char *)(uintptr_t) "soak", argument, NULL};
-    for (unsigned i = 0; i < THREADS; i++)
-        atomic_store(&board->workers[index].threads[i].began_ms, 0);
     pid_t pid = fork();
     if (pid == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -92,9 +91,25 @@ start_worker(struct driver *driver, unsigned index)
         execv("/proc/self/exe", arguments);
         _exit(127);
     }
-    driver->workers[index] = (struct worker){.pid = pid};
-    driver->workers[index].pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
-    return pid > 0 && driver->workers[index].pidfd >= 0;
+    *worker = (struct worker){.pid = pid, .pidfd = (int)syscall(SYS_pidfd_open, pid, 0)};
+    return pid > 0 && worker->pidfd >= 0;
+}
+
+static bool
+start_worker(struct driver *driver, unsigned index)
+{
+    char argument[32];
+    snprintf(argument, sizeof(argument), "--worker=%u", index);
+    for (unsigned i = 0; i < THREADS; i++)
+        atomic_store(&board->workers[index].threads[i].began_ms, 0);
+    return start_process(&driver->workers[index], argument);
+}
+
+static bool
+start_forwarder(struct driver *driver)
+{
+    char argument[] = "--forwarder";
+    return start_process(&driver->forwarder, argument);
 }
 
 static void
@@ -114,8 +129,11 @@ stop_worker(struct driver *driver, struct worker *worker)
 {
     kill(worker->pid, SIGSTOP);
     worker->stopped = true;
-    worker->continue_ms = soak_now_ms() + 20 + roll(&driver->dice, 1500);
+    bool is_long = roll(&driver->dice, 3) == 0;
+    worker->continue_ms = soak_now_ms() + (is_long ? 1100 + roll(&driver->dice, 1900)
+                                                   : 20 + roll(&driver->dice, 1500));
     driver->num_stops++;
+    driver->num_long_stops += is_long;
 }
 
 static void
@@ -172,6 +190,8 @@ look_for_deaths(struct driver *driver)
         else
             tell_wrong("worker %u ended with exit code %d", i, WEXITSTATUS(status));
     }
+    if (waitpid(driver->forwarder.pid, NULL, WNOHANG) != 0)
+        tell_wrong("the forwarder has ended");
 }
 
 static void
@@ -199,7 +219,8 @@ counted(enum counter counter)
 static uint64_t
 num_faults(const struct driver *driver)
 {
-    return driver->num_kills + driver->num_stops + counted(COUNT_cuts);
+    return driver->num_kills + driver->num_stops + counted(COUNT_cuts) + counted(COUNT_swallowed) +
+           counted(COUNT_forks) + counted(COUNT_pulled_rug);
 }
 
 static void
@@ -281,6 +302,7 @@ finish(struct driver *driver)
             worker->pid = 0;
         kill_worker(worker);
     }
+    kill_worker(&driver->forwarder);
 }
 
 static void
@@ -308,7 +330,8 @@ report_json(const struct driver *driver, bool clean)
            clean ? "true" : "false");
     for (unsigned i = 0; i < COUNTERS; i++)
         printf(", \"%s\": %" PRIu64, counter_names[i], counted((enum counter)i));
-    printf(", \"kills\": %" PRIu64 ", \"stops\": %" PRIu64, driver->num_kills, driver->num_stops);
+    printf(", \"kills\": %" PRIu64 ", \"stops\": %" PRIu64 ", \"long_stops\": %" PRIu64,
+           driver->num_kills, driver->num_stops, driver->num_long_stops);
     printf(", \"rests\": %u, \"rss_kb\": [%" PRIu64 ", %" PRIu64 "]", atomic_load(&worker->rests),
            worker->first.rss_kb, worker->last.rss_kb);
     printf(", \"descriptors\": [%" PRIu64 ", %" PRIu64 "], \"threads\": [%" PRIu64 ", %" PRIu64
@@ -324,7 +347,9 @@ report(const struct driver *driver, bool clean)
     for (unsigned i = 0; i < COUNTERS; i++)
         printf("%s %" PRIu64 "%s", counter_names[i], counted((enum counter)i),
                i + 1 < COUNTERS ? ", " : "\n");
-    printf("kills %" PRIu64 ", stops %" PRIu64 "\n", driver->num_kills, driver->num_stops);
+    printf("kills %" PRIu64 ", stops %" PRIu64 ", %" PRIu64
+           " of them longer than the liveness times\n",
+           driver->num_kills, driver->num_stops, driver->num_long_stops);
     printf("worker 0 at rest, first and last of %u times: %" PRIu64 " and %" PRIu64
            " KB resident, %" PRIu64 " and %" PRIu64 " descriptors, %" PRIu64 " and %" PRIu64
            " threads\n",
@@ -346,6 +371,8 @@ run(struct driver *driver)
     driver->next_fault_ms = driver->began_ms + SCALED(300, 2000);
     fprintf(stderr, "soak: seed %" PRIu64 ", %u workers, %u s\n", board->seed, board->num_workers,
             driver->seconds);
+    if (!start_forwarder(driver))
+        tell_wrong("the forwarder can't be started: %s", strerror(errno));
     for (unsigned i = 0; i < board->num_workers; i++) {
         if (!start_worker(driver, i))
             tell_wrong("a worker can't be started: %s", strerror(errno));
@@ -416,6 +443,8 @@ main(int argc, char **argv)
         return map_board(BOARD_FD) && fcntl(BOARD_FD, F_SETFD, FD_CLOEXEC) == 0
                    ? worker_run((unsigned)number)
                    : 2;
+    if (argc == 2 && strcmp(argv[1], "--forwarder") == 0)
+        return map_board(BOARD_FD) ? forwarder_run() : 2;
     (void)!getrandom(&seed, sizeof(seed), 0);
     seed &= 0xffffffff;
     for (int i = 1; i < argc; i++) {

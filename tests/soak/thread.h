@@ -2,6 +2,9 @@
 #ifndef LLM_SOAK_THREAD_H
 #define LLM_SOAK_THREAD_H
 
+#include <sys/types.h>
+#include <time.h>
+
 #include "soak/seat.h"
 
 enum { TARGETS = 4, STARTED_MAX = 4, LINK_MS = 3000 };
@@ -21,6 +24,9 @@ struct thread {
     unsigned number;
     uint64_t dice;
     uint64_t num_pushes;
+    bool is_signalled;
+    timer_t timer;
+    pid_t child; // 0: none
     struct target targets[SEATS_PER_WORKER][TARGETS];
 };
 
@@ -37,10 +43,19 @@ void link_to(struct thread *th, struct seat *seat, unsigned peer);
 void perhaps_link(struct thread *th, struct seat *seat, unsigned peer);
 void unlink_from(struct thread *th, struct seat *seat);
 
+// How this process handles the signals that come, before its threads start.
+void trouble_choose(uint64_t *dice);
+// Of a thread: in its beginning, after each step, in its end.
+void trouble_start(struct thread *th);
+void trouble_look(struct thread *th);
+void trouble_stop(struct thread *th);
+
 // One step each, with the seat's lock held for reading.
 void pull(struct thread *th, struct seat *seat);
 void pull_on(struct thread *th, struct seat *seat);
 void pull_side_by_side(struct thread *th, struct seat *seat);
+void pull_the_rug(struct thread *th, struct seat *seat);
+void fork_off(struct thread *th, struct seat *seat);
 void push(struct thread *th, struct seat *seat);
 void pull_by_key(struct thread *th, struct seat *seat);
 void pull_under_lease(struct thread *th, struct seat *seat);

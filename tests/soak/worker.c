@@ -20,6 +20,8 @@ struct worker {
     struct thread threads[THREADS];
 };
 
+enum { FORKS_OF_2000 = 6 };
+
 // Whoever looks at the list of descriptors has one more, which others must not count.
 static pthread_mutex_t descriptors_lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -163,7 +165,7 @@ step_with(struct thread *th, struct seat *seat)
         void (*act)(struct thread *th, struct seat *seat);
         void (*change)(struct seat *seat, uint64_t *dice);
     } acts[] = {
-        {26, pull, NULL},
+        {24, pull, NULL},
         {6, pull_on, NULL},
         {8, pull_side_by_side, NULL},
         {9, pull_by_key, NULL},
@@ -179,6 +181,7 @@ step_with(struct thread *th, struct seat *seat)
         {2, look_inside, NULL},
         {1, link_to_some, NULL},
         {1, unlink_from, NULL},
+        {2, pull_the_rug, NULL},
     };
     size_t i = 0;
     for (uint64_t number = roll(&th->dice, 100); number >= acts[i].weight; i++)
@@ -210,7 +213,10 @@ step(struct thread *th)
         AT(th);
         pthread_rwlock_rdlock(&seat->lock);
         seat_check_goals(seat);
-        step_with(th, seat);
+        if (number < 10 + FORKS_OF_2000)
+            fork_off(th, seat);
+        else
+            step_with(th, seat);
         pthread_rwlock_unlock(&seat->lock);
     }
     count(COUNT_steps, 1);
@@ -220,10 +226,13 @@ static void *
 thread_run(void *arg)
 {
     struct thread *th = arg;
+    trouble_start(th);
     while (!atomic_load(&board->over) && !atomic_load(&board->is_wrong)) {
         atomic_store(&th->board->began_ms, soak_now_ms());
         step(th);
+        trouble_look(th);
     }
+    trouble_stop(th);
     atomic_store(&th->board->began_ms, 0);
     return NULL;
 }
@@ -266,6 +275,7 @@ worker_run(unsigned index)
         if (!seat_open(&w->seats[i], &dice))
             return 1;
     }
+    trouble_choose(&dice);
     for (unsigned i = 0; i < THREADS; i++)
         start_thread(w, i, life);
     for (unsigned i = 0; i < THREADS; i++)
