@@ -131,11 +131,28 @@ deadline_after(int timeout_ms)
     return timeout_ms < 0 ? SIM_NEVER : sim.now_ns + (uint64_t)timeout_ms * SIM_MS;
 }
 
+static uint64_t
+sooner(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+// Nothing is there to be reported: is it for a signal that the call ends?
+static bool
+is_interrupted(uint64_t signal_ns)
+{
+    if (sim.now_ns < signal_ns)
+        return false;
+    errno = EINTR;
+    return true;
+}
+
 SIM_CALL(int, epoll_wait, int epoll_fd, struct epoll_event *ret_events, int num_events_max,
          int timeout_ms)
 {
     uint64_t deadline_ns = deadline_after(timeout_ms);
     sim_point();
+    uint64_t signal_ns = sim_interrupted_at();
     for (;;) {
         struct sim_file *file = sim_fd_file(epoll_fd);
         if (file == NULL || file->epoll == NULL)
@@ -145,7 +162,9 @@ SIM_CALL(int, epoll_wait, int epoll_fd, struct epoll_event *ret_events, int num_
             return count;
         if (timeout_ms == 0 || sim.now_ns >= deadline_ns)
             return 0;
-        sim_wait("waits for events", file->epoll, deadline_ns);
+        if (is_interrupted(signal_ns))
+            return -1;
+        sim_wait("waits for events", file->epoll, sooner(deadline_ns, signal_ns));
     }
 }
 
@@ -157,6 +176,8 @@ SIM_CALL(int, poll, struct pollfd *fds, nfds_t num_fds, int timeout_ms)
         return -1;
     }
     sim_point();
+    // Also of a call that doesn't wait: if there is nothing to report, the system looks for signals first.
+    uint64_t signal_ns = timeout_ms == 0 && sim_interrupted() ? sim.now_ns : sim_interrupted_at();
     for (;;) {
         struct sim_file *file = sim_fd_file(fds->fd);
         if (file == NULL)
@@ -166,8 +187,10 @@ SIM_CALL(int, poll, struct pollfd *fds, nfds_t num_fds, int timeout_ms)
         fds->revents = (short)(sim_file_events(file) & wanted);
         if (fds->revents != 0)
             return 1;
+        if (is_interrupted(signal_ns))
+            return -1;
         if (timeout_ms == 0 || sim.now_ns >= deadline_ns)
             return 0;
-        sim_wait("waits for a descriptor", file, deadline_ns);
+        sim_wait("waits for a descriptor", file, sooner(deadline_ns, signal_ns));
     }
 }

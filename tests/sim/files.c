@@ -157,6 +157,8 @@ SIM_CALL(int, open, const char *path, int flags, ...)
     char text[64];
     (void)flags;
     sim_point();
+    if (sim_interrupted())
+        return -1;
     if (strcmp(path, "/dev/null") == 0)
         return sim_fd_install(process, sim_file_new(SIM_FILE_NULL, process));
     if (strcmp(path, "/proc/sys/kernel/random/boot_id") == 0) {
@@ -238,6 +240,8 @@ SIM_CALL(int, fcntl, int fd, int command, ...)
 
 SIM_CALL(int, ftruncate, int fd, off_t bytes)
 {
+    if (sim_interrupted())
+        return -1;
     struct sim_file *file = sim_fd_file(fd);
     return file == NULL ? -1 : ftruncate(file->real_fd, bytes);
 }
@@ -273,6 +277,8 @@ SIM_CALL(int, fstatfs, int fd, struct statfs *ret_info)
 SIM_CALL(ssize_t, read, int fd, void *bytes, size_t num_bytes)
 {
     sim_point();
+    if (sim_interrupted())
+        return -1;
     struct sim_file *file = sim_fd_file(fd);
     if (file == NULL)
         return -1;
@@ -299,6 +305,8 @@ SIM_CALL(ssize_t, write, int fd, const void *bytes, size_t num_bytes)
 {
     uint64_t count;
     struct sim_file *file = sim_fd_file(fd);
+    if (sim_interrupted())
+        return -1;
     if (file == NULL)
         return -1;
     if (file->kind != SIM_FILE_EVENT || num_bytes != sizeof(count)) {

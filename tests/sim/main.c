@@ -119,10 +119,11 @@ main(int argc, char **argv)
             break;
     }
     printf("%llu seeds from %llu on in %.1f s, %u failed: %llu steps, %llu transfers of which %llu "
-           "succeeded, %llu links, %llu notifications, %llu faults, %llu restarts\n",
+           "succeeded, %llu links, %llu notifications, %llu faults, %llu signals, %llu restarts\n",
            num_runs, first, seconds_now() - start, num_failed, (unsigned long long)totals.steps,
            (unsigned long long)totals.ops, (unsigned long long)totals.successes,
            (unsigned long long)totals.links, (unsigned long long)totals.notes,
-           (unsigned long long)totals.faults, (unsigned long long)totals.restarts);
+           (unsigned long long)totals.faults, (unsigned long long)totals.signals,
+           (unsigned long long)totals.restarts);
     return num_failed > 0;
 }

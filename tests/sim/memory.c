@@ -214,7 +214,7 @@ SIM_CALL(int, munmap, void *base, size_t bytes)
 
 SIM_CALL(int, madvise, void *base, size_t bytes, int advice)
 {
-    return madvise(base, bytes, advice);
+    return sim_interrupted() ? -1 : madvise(base, bytes, advice);
 }
 
 void
@@ -282,7 +282,8 @@ SIM_CALL(void, lli_copy_streaming, void *to, const void *from, size_t bytes, con
     copy_in_portions(to, from, bytes);
 }
 
-// All or nothing of each piece, as far as they are readable; 0 is not an answer.
+// All or nothing of each piece, as far as they are readable; 0 is not an answer.  In the middle
+// only a signal that kills ends it.
 SIM_CALL(ssize_t, process_vm_readv, pid_t pid, const struct iovec *local, unsigned long num_local,
          const struct iovec *remote, unsigned long num_remote, unsigned long flags)
 {
@@ -293,6 +294,8 @@ SIM_CALL(ssize_t, process_vm_readv, pid_t pid, const struct iovec *local, unsign
         sim_fail("process_vm_readv with %lu and %lu pieces", num_local, num_remote);
         return -1;
     }
+    if (sim_interrupted())
+        return -1;
     for (unsigned long i = 0; i < num_local; i++) {
         sim_critical_point();
         struct sim_process *there = sim_process_by_pid(pid);

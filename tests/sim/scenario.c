@@ -114,6 +114,8 @@ scenario_start_seat(void *arg, uint64_t unused)
     if (seat->process == NULL)
         return;
     seat->process->can_read_others = !scenario.faults.no_reading;
+    if (scenario.signals && sim_aside(2) == 0)
+        seat->process->signal_one_in = 2 + sim_aside(sim_aside(2) == 0 ? 10 : 300);
     seat->finished = false;
     scenario.restarts += seat->num_starts > 1;
     sim_spawn(seat->process, "main", player_main, seat);
@@ -195,6 +197,18 @@ draw_network(void)
         sim_net.refuse_one_in = sim_between(2, 6);
 }
 
+// From a stream of its own.  Some faults show best where nothing else goes wrong.
+static void
+draw_aside(void)
+{
+    scenario.signals = sim_aside(4) == 0;
+    if (sim_aside(12) == 0) {
+        scenario.signals = scenario.calm = true;
+        scenario.faults = (struct fault_set){0};
+        sim_net.loss_one_in = sim_net.flip_one_in = sim_net.refuse_one_in = 0;
+    }
+}
+
 static void
 draw(void)
 {
@@ -216,6 +230,7 @@ draw(void)
     scenario.pause_ns = sim_between(1, 20) * SIM_MS;
     sim.yield_one_in = (uint64_t[]){1, 2, 4, 16}[sim_below(4)];
     sim.fault_rate = sim_between(2, 40);
+    draw_aside();
 }
 
 // ---- from chaos to the end ----
@@ -287,6 +302,7 @@ scenario_run(uint64_t seed, bool tracing, struct scenario_totals *totals)
     totals->restarts += scenario.restarts;
     totals->notes += scenario.notes;
     totals->faults += faults_count();
+    totals->signals += sim.num_signals;
     totals->steps += sim.steps;
     sim_sched_reset();
     sim_processes_reset();

@@ -58,6 +58,7 @@ struct scenario {
     bool version_2;
     bool calm; // nothing goes wrong
     struct fault_set faults;
+    bool signals; // in some processes; no misfortune: nothing fails for them
     struct seat seats[SEATS_MAX];
     size_t num_seats;
     struct node nodes[NODES_MAX];
@@ -76,7 +77,7 @@ struct scenario {
 extern struct scenario scenario;
 
 struct scenario_totals {
-    uint64_t ops, successes, links, restarts, notes, faults, steps;
+    uint64_t ops, successes, links, restarts, notes, faults, signals, steps;
 };
 
 // Runs one seed to its end; false if an invariant broke: sim.failure says which.

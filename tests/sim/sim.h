@@ -42,6 +42,8 @@ uint64_t sim_below(uint64_t end); // 0..end-1; end > 0
 uint64_t sim_between(uint64_t first, uint64_t last);
 bool sim_chance(uint64_t one_in); // 0: never
 uint64_t sim_hash(uint64_t a, uint64_t b);
+// 0..end-1 from a second stream: what draws from it leaves the rest of a seed's story as it is.
+uint64_t sim_aside(uint64_t end);
 
 // ---- the run (world.c) ----
 
@@ -53,8 +55,9 @@ struct sim_world {
     bool tracing;
     bool failed;
     char failure[512];
-    uint64_t yield_one_in;    // at a scheduling point, another coroutine may go on with this chance
-    uint64_t fault_rate;      // of calls that fail for want of memory, one in; 0: none
+    uint64_t yield_one_in; // at a scheduling point, another coroutine may go on with this chance
+    uint64_t fault_rate;   // of calls that fail for want of memory, one in; 0: none
+    uint64_t num_signals;
     struct sim_coro *current; // NULL: the scheduler
     // Something may go wrong at the very point where a thread is, one in so many; 0: never.
     void (*ambush)(void);
@@ -127,6 +130,7 @@ struct sim_process {
     uint64_t died_at;
     bool can_read_others; // process_vm_readv is permitted
     bool short_of_memory;
+    uint64_t signal_one_in; // of its system calls that a signal may interrupt; 0: none
     struct sim_module *module;
     struct sim_coro *tls_of; // whose thread-local storage is in place
     struct sim_file *fds[SIM_FDS_MAX];
@@ -152,6 +156,13 @@ void sim_process_exit(struct sim_process *process);
 struct sim_process *sim_process_by_pid(int pid);
 struct sim_process *sim_current_process(void);
 void sim_processes_reset(void);
+
+// ---- signals (signals.c) ----
+
+// A signal interrupts the call that the current thread is about to do: errno is EINTR.
+bool sim_interrupted(void);
+// The same for a call that waits: when the signal comes; SIM_NEVER: none does.
+uint64_t sim_interrupted_at(void);
 
 // ---- the library's copies (module.c) ----
 

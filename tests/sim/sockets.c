@@ -56,6 +56,8 @@ SIM_CALL(int, listen, int fd, int backlog)
 SIM_CALL(int, connect, int fd, const struct sockaddr *address, socklen_t bytes)
 {
     sim_point();
+    if (sim_interrupted())
+        return -1;
     struct sim_file *file = socket_file(fd);
     if (file == NULL)
         return -1;
@@ -67,6 +69,8 @@ SIM_CALL(int, connect, int fd, const struct sockaddr *address, socklen_t bytes)
 SIM_CALL(int, accept4, int fd, struct sockaddr *peer, socklen_t *bytes, int flags)
 {
     sim_point();
+    if (sim_interrupted())
+        return -1;
     struct sim_file *file = socket_file(fd);
     if (file == NULL)
         return -1;
@@ -153,6 +157,8 @@ must_not_block(const struct sim_file *file, int flags)
 SIM_CALL(ssize_t, send, int fd, const void *bytes, size_t num_bytes, int flags)
 {
     sim_point();
+    if (sim_interrupted())
+        return -1;
     struct sim_file *file = socket_file(fd);
     struct iovec piece = {(void *)(uintptr_t)bytes, num_bytes};
     if (!must_not_block(file, flags))
@@ -166,6 +172,8 @@ SIM_CALL(ssize_t, send, int fd, const void *bytes, size_t num_bytes, int flags)
 SIM_CALL(ssize_t, sendmsg, int fd, const struct msghdr *header, int flags)
 {
     sim_point();
+    if (sim_interrupted())
+        return -1;
     struct sim_file *file = socket_file(fd);
     if (!must_not_block(file, flags))
         return -1;
@@ -176,6 +184,8 @@ SIM_CALL(ssize_t, sendmsg, int fd, const struct msghdr *header, int flags)
 SIM_CALL(ssize_t, recv, int fd, void *bytes, size_t num_bytes, int flags)
 {
     sim_point();
+    if (sim_interrupted())
+        return -1;
     struct sim_file *file = socket_file(fd);
     struct iovec piece = {bytes, num_bytes};
     if (!must_not_block(file, flags))
@@ -191,6 +201,8 @@ SIM_CALL(ssize_t, recv, int fd, void *bytes, size_t num_bytes, int flags)
 SIM_CALL(ssize_t, recvmsg, int fd, struct msghdr *header, int flags)
 {
     sim_point();
+    if (sim_interrupted())
+        return -1;
     struct sim_file *file = socket_file(fd);
     if (!must_not_block(file, flags))
         return -1;

@@ -9,21 +9,35 @@
 struct sim_world sim;
 
 static uint64_t rng_state;
+static uint64_t aside_state;
 
 void
 sim_seed(uint64_t seed)
 {
     rng_state = seed * UINT64_C(0x9e3779b97f4a7c15) + 1;
+    aside_state = ~rng_state;
 }
 
 // splitmix64
-uint64_t
-sim_random(void)
+static uint64_t
+draw(uint64_t *state)
 {
-    uint64_t z = rng_state += UINT64_C(0x9e3779b97f4a7c15);
+    uint64_t z = *state += UINT64_C(0x9e3779b97f4a7c15);
     z = (z ^ z >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
     z = (z ^ z >> 27) * UINT64_C(0x94d049bb133111eb);
     return z ^ z >> 31;
+}
+
+uint64_t
+sim_random(void)
+{
+    return draw(&rng_state);
+}
+
+uint64_t
+sim_aside(uint64_t end)
+{
+    return draw(&aside_state) % end;
 }
 
 uint64_t
