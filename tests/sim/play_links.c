@@ -108,10 +108,39 @@ must_have_noticed(const struct node *node, const struct node *peer, uint64_t sin
                  (unsigned long long)((sim.now_ns - since_ns) / SIM_MS), what);
 }
 
+// Which is known if there is one decoder alone, and nothing else keeps the link's bytes.
+static struct sim_deafness
+dead_path(const struct node *node, const struct node *peer)
+{
+    const struct fault_set *faults = &scenario.faults;
+    const struct node *decoder = node->is_prompt ? peer : node;
+    const struct node *prompt = node->is_prompt ? node : peer;
+    if (decoder->seat->num_nodes > 1 || decoder->seat->process == NULL ||
+        prompt->seat->process == NULL || faults->partitions || faults->losses || faults->power)
+        return (struct sim_deafness){SIM_NEVER, 0};
+    return sim_net_deafness(decoder->seat->process, prompt->seat->process, prompt->port);
+}
+
+// However short the liveness time is, a connection of its own may be silent for half a second.
+static void
+must_have_noticed_path(const struct node *node, const struct node *peer,
+                       const struct sim_deafness *then)
+{
+    struct sim_deafness now = dead_path(node, peer);
+    uint64_t bound_ns =
+        play_notice_ns(node, peer) + 4 * play_tick_ns(peer) + 500 * SIM_MS + now.hindered_ns;
+    if (now.since_ns == then->since_ns && sim.now_ns - now.since_ns > bound_ns)
+        sim_fail("%s takes the link to cluster %llu for good %llu ms after one way of a data "
+                 "connection died",
+                 sim_current_process()->name, (unsigned long long)peer->cluster_id,
+                 (unsigned long long)((sim.now_ns - now.since_ns) / SIM_MS));
+}
+
 // Looks at the link to a peer, and what it must know about it.
 void
 play_probe(const struct node *node, const struct node *peer)
 {
+    struct sim_deafness deafness = dead_path(node, peer);
     const struct seat *there = peer->seat;
     int from = there->host;
     int to = node->seat->host;
@@ -130,6 +159,8 @@ play_probe(const struct node *node, const struct node *peer)
         must_have_noticed(node, peer, blocked_since,
                           scenario.partition_hindered[from][to][node->seat->index],
                           "it fell silent");
+    if (ready && deafness.since_ns != SIM_NEVER)
+        must_have_noticed_path(node, peer, &deafness);
 }
 
 struct node *

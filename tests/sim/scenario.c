@@ -197,15 +197,36 @@ draw_network(void)
         sim_net.refuse_one_in = sim_between(2, 6);
 }
 
+static void
+nothing_but(struct fault_set faults)
+{
+    scenario.calm = false;
+    scenario.faults = faults;
+    sim_net.loss_one_in = sim_net.flip_one_in = sim_net.refuse_one_in = 0;
+}
+
 // From a stream of its own.  Some faults show best where nothing else goes wrong.
 static void
 draw_aside(void)
 {
     scenario.signals = sim_aside(4) == 0;
-    if (sim_aside(12) == 0) {
+    switch (sim_aside(32)) {
+    case 0:
+    case 1:
+        nothing_but((struct fault_set){0});
         scenario.signals = scenario.calm = true;
-        scenario.faults = (struct fault_set){0};
-        sim_net.loss_one_in = sim_net.flip_one_in = sim_net.refuse_one_in = 0;
+        break;
+    case 2:
+        nothing_but((struct fault_set){.dead_paths = true});
+        // Between hosts, and for as long as it may take to notice.
+        scenario.num_hosts = 2;
+        for (size_t i = 0; i < scenario.num_seats; i++)
+            scenario.seats[i].host = (int)i % 2;
+        scenario.chaos_ends_ns = 4000 * SIM_MS;
+        scenario.pause_ns = 20 * SIM_MS;
+        break;
+    default:
+        break;
     }
 }
 

@@ -268,6 +268,14 @@ bool sim_net_reset_one(void);
 // One way of one connection dies, for good and without a word: what is sent there is neither received
 // nor read.  False if there is none.
 bool sim_net_deafen_one(void);
+struct sim_deafness {
+    uint64_t since_ns;    // SIM_NEVER: it isn't
+    uint64_t hindered_ns; // how long its two ends have been hindered, together
+};
+// Of the connections that `from` has opened to that port of `to`, but for the first, the one that has been
+// dead one way for longest, if both ends have it still.
+struct sim_deafness sim_net_deafness(const struct sim_process *from, const struct sim_process *to,
+                                     uint16_t port);
 struct in_addr sim_host_address(int host);
 
 #endif

@@ -33,6 +33,7 @@ struct sim_tcp {
     bool gone;     // closed here: what arrives is answered with a reset
     bool vanished; // by power failure: without a word
     bool deaf;     // the way to this end has died, alone: nothing arrives, not even that it is read
+    struct sim_deafness deafness; // since when
     bool got_fin;
     bool was_reset;
     bool shut_write;
@@ -268,6 +269,13 @@ some_connection(void)
     return chosen;
 }
 
+// Both ends together.
+static uint64_t
+hindered_ns(const struct sim_tcp *tcp)
+{
+    return sim_process_hindered_ns(tcp->process) + sim_process_hindered_ns(tcp->peer->process);
+}
+
 bool
 sim_net_deafen_one(void)
 {
@@ -277,7 +285,34 @@ sim_net_deafen_one(void)
     sim_trace("of a connection between hosts %d and %d one way dies", chosen->peer->host,
               chosen->host);
     chosen->deaf = true;
+    chosen->deafness = (struct sim_deafness){sim.now_ns, hindered_ns(chosen)};
     return true;
+}
+
+static bool
+is_open(const struct sim_tcp *tcp)
+{
+    return tcp->state == CONNECTED && !tcp->gone && !tcp->was_reset && !tcp->vanished &&
+           tcp->file != NULL;
+}
+
+struct sim_deafness
+sim_net_deafness(const struct sim_process *from, const struct sim_process *to, uint16_t port)
+{
+    struct sim_deafness longest = {SIM_NEVER, 0};
+    struct sim_deafness longest_but_oldest = longest;
+    // The newest first.
+    for (const struct sim_tcp *tcp = all; tcp != NULL; tcp = tcp->next) {
+        if (tcp->process != from || tcp->remote.sin_port != htons(port) || tcp->peer == NULL ||
+            tcp->peer->process != to || !is_open(tcp) || !is_open(tcp->peer))
+            continue;
+        longest_but_oldest = longest;
+        const struct sim_tcp *deaf = tcp->deaf ? tcp : tcp->peer;
+        if (deaf->deaf && deaf->deafness.since_ns < longest.since_ns)
+            longest = (struct sim_deafness){deaf->deafness.since_ns,
+                                            hindered_ns(tcp) - deaf->deafness.hindered_ns};
+    }
+    return longest_but_oldest;
 }
 
 bool
