@@ -228,7 +228,8 @@ typedef struct llm_option {
 #define LLM_OPTION_DEAD_TIME "llm.DeadTime"
 /* "1": a transfer or query that waits, and finds the link broken, makes it anew within its own time limit:
  * once for all that wait, with the same instance of the peer alone, and only at the end that had linked.
- * "0": it fails at once.  Default "auto": "1" in version 2, "0" in version 1. */
+ * "0": it fails at once.  Default "auto": "1" in version 2, "0" in version 1.  But for "0" that end also
+ * makes a link anew, without a transfer, when registered memory may not be read over it any more. */
 #define LLM_OPTION_RELINK "llm.Relink"
 /* TCP connections that carry the data of one tcp link, 1..8.  Default 2. */
 #define LLM_OPTION_TCP_CONNECTIONS "llm.TcpConnections"
@@ -431,7 +432,9 @@ LLM_API void llm_release_memory(llm_memory_hold *hold);
  * LLM_OPTION_LISTEN_IP_INFO begins to listen with its first registration, or else that fails and
  * changes nothing.
  * On one host peers read the memory with process_vm_readv where the system permits it, otherwise
- * with this process' help; llm_get_link_info tells which.
+ * with this process' help; llm_get_link_info tells which.  If it is forbidden later (setuid, prctl), the
+ * link is made anew (LLM_OPTION_RELINK): a transfer that waits goes on over the new link, started ones
+ * that run meanwhile end as LLM_FAILED.
  * Returns LLM_SUCCESS; LLM_FAILED (not initialized; can't listen); LLM_PARAM_INVALID;
  * LLM_FEATURE_NOT_ENABLED (several devices); LLM_OUT_OF_MEMORY (also too many caches or tensors, as in llm_allocate_cache). */
 LLM_API llm_status llm_register_kv_cache(llm_datadist *dd, const llm_cache_desc *desc,

@@ -273,15 +273,20 @@ lli_renew_link(llm_datadist *dd, uint64_t cluster_id, uint64_t deadline_ns)
         lli_link_renew(&dd->node, cluster_id, deadline_ns);
 }
 
-// Again if the peer's memory can't be read any more: then its owner sends it.
+// Again if memory can't be read any more: then its owner sends it.
 static llm_status
 run(llm_datadist *dd, struct lli_transfer_args *args)
 {
+    int64_t cache_id = args->cache->id;
     lli_renew_link(dd, args->cluster_id, args->deadline_ns);
     llm_status status = lli_transfer_run(&dd->node, args);
     if (!args->lost_reading)
         return status;
+    // Who frees the cache doesn't wait for the link.
+    lli_registry_put(&dd->registry, args->cache);
     lli_renew_link(dd, args->cluster_id, args->deadline_ns);
+    lli_link_await_data(&dd->node, args->cluster_id, args->deadline_ns);
+    LLI_TRY(lli_hold_local(dd, cache_id, &args->cache));
     return lli_transfer_run(&dd->node, args);
 }
 

@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/os.h"
+#include "link/connect.h"
 #include "link/paths.h"
 #include "transfer/answer.h"
 #include "transfer/ask.h"
@@ -452,6 +453,7 @@ remove_all_links(struct llm_datadist *dd)
 void
 lli_engine_close(struct llm_datadist *dd)
 {
+    lli_link_end_asides(&dd->node);
     lli_loop_stop(&dd->loop);
     // From here on this thread is the loop's.
     lli_listeners_close(&dd->node, &dd->listeners);

@@ -711,6 +711,16 @@ is_to_be_renewed_locked(const struct lli_link *link)
            !lli_list_empty(&link->in_table);
 }
 
+static bool
+is_linked_locked(struct lli_node *node, uint64_t cluster_id)
+{
+    LLI_LIST_FOR(item, &node->links) {
+        if (LLI_LIST_ENTRY(item, struct lli_link, in_table)->peer.cluster_id == cluster_id)
+            return true;
+    }
+    return false;
+}
+
 // True for the one who makes the attempt.
 static bool
 begin_renewal(struct lli_link *link, uint64_t deadline_ns)
@@ -755,5 +765,84 @@ lli_link_renew(struct lli_node *node, uint64_t cluster_id, uint64_t deadline_ns)
         (void)lli_link_connect(node, &target, deadline_ns);
         end_renewal(link);
     }
+    lli_link_put(link);
+}
+
+struct aside {
+    struct lli_node *node;
+    uint64_t cluster_id;
+    uint64_t deadline_ns;
+};
+
+static void
+leave(struct lli_node *node)
+{
+    pthread_mutex_lock(&node->links_lock);
+    node->num_asides--;
+    pthread_cond_broadcast(&node->linking_ended);
+    pthread_mutex_unlock(&node->links_lock);
+}
+
+static void *
+renew_aside(void *arg)
+{
+    struct aside aside = *(struct aside *)arg;
+    lli_free(arg);
+    lli_link_renew(aside.node, aside.cluster_id, aside.deadline_ns);
+    leave(aside.node);
+    return NULL;
+}
+
+void
+lli_link_renew_aside(struct lli_link *link)
+{
+    struct lli_node *node = link->node;
+    if (!link->connected_by_us || node->options->relink == LLI_RELINK_NEVER)
+        return;
+    pthread_mutex_lock(&node->links_lock);
+    bool enters = !node->closing;
+    node->num_asides += enters;
+    pthread_mutex_unlock(&node->links_lock);
+    if (!enters)
+        return;
+    pthread_t thread;
+    struct aside *aside = lli_malloc(sizeof(*aside));
+    if (aside != NULL)
+        *aside = (struct aside){.node = node,
+                                .cluster_id = link->peer.cluster_id,
+                                .deadline_ns = lli_deadline_after_ms(link->liveness_ms)};
+    if (aside != NULL && lli_thread_start(&thread, "llm-relink", renew_aside, aside) == 0) {
+        pthread_detach(thread);
+        return;
+    }
+    // The next transfer that waits makes the link anew.
+    lli_free(aside);
+    leave(node);
+}
+
+void
+lli_link_end_asides(struct lli_node *node)
+{
+    pthread_mutex_lock(&node->links_lock);
+    node->closing = true;
+    while (node->num_asides > 0)
+        pthread_cond_wait(&node->linking_ended, &node->links_lock);
+    pthread_mutex_unlock(&node->links_lock);
+}
+
+void
+lli_link_await_data(struct lli_node *node, uint64_t cluster_id, uint64_t deadline_ns)
+{
+    uint64_t until_ns = lli_min(deadline_ns, lli_deadline_after_ms(node->options->liveness_ms));
+    bool in_time = true;
+    struct lli_link *link = lli_links_find(node, cluster_id);
+    if (link == NULL)
+        return;
+    pthread_mutex_lock(&node->links_lock);
+    // Out of the table: the new one comes at once.
+    while (!link->connected_by_us && link->lacks_data && in_time &&
+           (lli_list_empty(&link->in_table) ? !is_linked_locked(node, cluster_id) : !link->broken))
+        in_time = lli_cond_wait_until(&node->links_changed, &node->links_lock, until_ns);
+    pthread_mutex_unlock(&node->links_lock);
     lli_link_put(link);
 }

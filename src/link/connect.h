@@ -22,5 +22,12 @@ llm_status lli_link_connect(struct lli_node *node, const struct lli_link_target 
 // made from here, makes it anew, with the same instance alone: what the application knows of its caches
 // holds still.  One attempt for all that wait for it.
 void lli_link_renew(struct lli_node *node, uint64_t cluster_id, uint64_t deadline_ns);
+// The same without a caller who waits, in a thread of its own, for a link that lacks data connections,
+// unless the options forbid it.  [loop's thread]
+void lli_link_renew_aside(struct lli_link *link);
+// Waits, for no longer than the liveness time, for the peer to do that.
+void lli_link_await_data(struct lli_node *node, uint64_t cluster_id, uint64_t deadline_ns);
+// There are no such threads any more, and won't be.  [any thread but the loop's, which runs]
+void lli_link_end_asides(struct lli_node *node);
 
 #endif

@@ -1,6 +1,7 @@
 #include "link/link.h"
 
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -8,11 +9,13 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/os.h"
+#include "link/connect.h"
 #include "link/events.h"
 #include "link/paths.h"
 
 // What a PING says, where other messages name a transfer.
-enum { PING_ALIVE = 0, PING_ANSWER_ME = 1 };
+// Readers skip what they don't know.
+enum { PING_ALIVE = 0, PING_ANSWER_ME = 1, PING_CANT_READ = 2 };
 
 void
 lli_node_open(struct lli_node *node, uint32_t tick_ms)
@@ -30,6 +33,8 @@ lli_node_open(struct lli_node *node, uint32_t tick_ms)
     lli_list_init(&node->cuts);
     lli_list_init(&node->started);
     node->tick_ms = tick_ms;
+    node->num_asides = 0;
+    node->closing = false;
     node->reserve_fd = lli_keep_fd(LLI_RETRY(open("/dev/null", O_RDONLY | O_CLOEXEC)));
 }
 
@@ -103,6 +108,24 @@ lli_link_put(struct lli_link *link)
 
 // ---- connections (loop's thread) ----
 
+static bool
+lacks_data_now(struct lli_link *link)
+{
+    pthread_mutex_lock(&link->node->links_lock);
+    if (!link->broken)
+        link->lacks_data = link->stream.num_conns == 0;
+    bool lacks_data = link->lacks_data;
+    pthread_mutex_unlock(&link->node->links_lock);
+    return lacks_data;
+}
+
+static void
+on_cant_read(struct lli_link *link)
+{
+    if (link->view != NULL && atomic_exchange(&link->peer_can_read, false) && lacks_data_now(link))
+        lli_link_renew_aside(link);
+}
+
 static void
 on_message(struct lli_conn *conn, const struct lli_message_header *header, struct lli_reader *body)
 {
@@ -111,6 +134,8 @@ on_message(struct lli_conn *conn, const struct lli_message_header *header, struc
         link->node->on_message(link, header, body);
     else if (header->transfer_id == PING_ANSWER_ME)
         lli_link_send(link, LLI_PING, PING_ALIVE, NULL, 0);
+    else if (header->transfer_id == PING_CANT_READ)
+        on_cant_read(link);
 }
 
 static void
@@ -139,8 +164,8 @@ close_connections(struct lli_link *link)
     // When the peer hears of it, its pushes end: nothing may land here any more.
     lli_stream_stop(&link->stream);
     // The peer must hear of it now, while the view holds the connection still.
-    if (link->control != NULL && link->view != NULL && link->view->life_line >= 0)
-        shutdown(link->control->source.fd, SHUT_RDWR);
+    if (link->view != NULL && link->view->life_line >= 0)
+        shutdown(link->view->life_line, SHUT_RDWR);
     if (link->control != NULL)
         lli_conn_close(link->control);
     link->control = NULL;
@@ -211,13 +236,34 @@ lli_link_is_broken(struct lli_link *link)
 }
 
 void
+lli_link_tell_lost_reading(struct lli_link *link)
+{
+    if (link->view == NULL || link->view->can_read || link->told_lost_reading)
+        return;
+    link->told_lost_reading = true;
+    lli_link_send(link, LLI_PING, PING_CANT_READ, NULL, 0);
+}
+
+static void
+lost_reading(struct lli_task *task)
+{
+    struct lli_link *link = LLI_CONTAINER_OF(task, struct lli_link, lost_reading);
+    lli_link_tell_lost_reading(link);
+    if (lacks_data_now(link))
+        lli_link_renew_aside(link);
+    lli_link_put(link);
+}
+
+void
 lli_link_lost_reading(struct lli_link *link)
 {
-    pthread_mutex_lock(&link->node->links_lock);
-    link->view->can_read = false;
-    if (!link->broken)
-        link->lacks_data = link->stream.num_conns == 0;
-    pthread_mutex_unlock(&link->node->links_lock);
+    bool first = atomic_exchange(&link->view->can_read, false);
+    (void)lacks_data_now(link);
+    if (!first)
+        return;
+    lli_link_hold(link);
+    link->lost_reading.run = lost_reading;
+    lli_loop_post(link->node->loop, &link->lost_reading);
 }
 
 bool
@@ -272,6 +318,7 @@ lli_links_insert(struct lli_link *link)
     pthread_mutex_lock(&node->links_lock);
     lli_list_append(&node->links, &link->in_table);
     lli_events_add_locked(link, LLM_LINK_READY);
+    pthread_cond_broadcast(&node->links_changed);
     pthread_mutex_unlock(&node->links_lock);
     lli_log(LLM_LOG_INFO, "link", "linked with cluster %llu over %s (%s)",
             (unsigned long long)link->peer.cluster_id, lli_transport_name(link->transport),

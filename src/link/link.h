@@ -31,7 +31,7 @@ struct lli_link {
     enum lli_transport_kind transport;
     char reason[LLI_REASON_BYTES]; // why the transports before it were passed over
     struct lli_view *view;         // local and shm
-    bool peer_can_read;            // this process' registered memory
+    _Atomic bool peer_can_read;    // this process' registered memory, as far as is known
     bool checksum;                 // either end wants blocks and messages to be checked
     struct lli_endpoint *local;    // per device: what was given, if we connected, and what that was
     struct lli_endpoint *remote;
@@ -46,6 +46,7 @@ struct lli_link {
     unsigned num_active;   // transfers that this side has begun
     unsigned num_renewals; // attempts to make it anew
     bool lacks_data;       // registered memory can't be read any more, and there is no other way
+    struct lli_task lost_reading; // posted once
     bool unlink_answered;
     llm_status unlink_answer;
 
@@ -58,6 +59,7 @@ struct lli_link {
     uint64_t dead_ticks;          // silent for longer: the link is broken
     uint64_t bytes_heard;         // received when it was last looked at
     uint64_t control_bytes_heard; // likewise, over the control connection (paths.c)
+    bool told_lost_reading;       // to the peer
     const char *dead_path;        // or NULL: why a data connection is dead
     uint64_t heard_tick;          // node->tick when the peer was last heard
     uint64_t sent_tick;           // when it was last sent something
@@ -93,6 +95,8 @@ struct lli_node {
     // One link or unlink call at a time (§10.2).
     bool linking; // guarded by links_lock
     pthread_cond_t linking_ended;
+    unsigned num_asides; // threads that make links anew (connect.c); guarded by links_lock
+    bool closing;        // there are no more of them; guarded by links_lock
 
     // Belongs to the loop's thread.
     uint64_t tick; // counts
@@ -163,9 +167,11 @@ void lli_link_unlink_answered(struct lli_link *link, llm_status status);
 // Declares the link unusable and explains why.  [loop's thread]
 void lli_link_break(struct lli_link *link, llm_status status, const char *why);
 bool lli_link_is_broken(struct lli_link *link);
-// The peer's registered memory could be read, and can't be any more: it goes over data connections, if
-// there are any.  [any thread]
+// The peer's registered memory could be read, and can't be any more: it goes over data connections.  The
+// peer is told, and if there are none, whoever had linked makes the link anew.  [any thread]
 void lli_link_lost_reading(struct lli_link *link);
+// The peer is told at once, before anything else that it is sent.  [loop's thread]
+void lli_link_tell_lost_reading(struct lli_link *link);
 // Neither broken nor suspect.
 bool lli_link_is_ready(struct lli_link *link);
 

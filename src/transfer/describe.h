@@ -41,7 +41,7 @@ struct lli_transfer_args {
     struct lli_interrupt interrupt;
     const void *notification; // for the peer, when all has arrived
     size_t notification_bytes;
-    bool lost_reading; // set by a pull that may go another way now
+    bool lost_reading; // set by a transfer that may go another way now
 };
 
 // What it asks for, without blocks and addresses: nothing to free.

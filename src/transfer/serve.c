@@ -201,6 +201,9 @@ fetch_done(struct lli_copy_job *job, llm_status status, const char *text)
 {
     struct serve *serve = LLI_CONTAINER_OF(job, struct serve, copy);
     serve->fetching = false;
+    // Before the outcome: the pusher goes another way then.
+    if (status != LLM_SUCCESS)
+        lli_link_tell_lost_reading(serve->link);
     finish(serve, status, text);
 }
 

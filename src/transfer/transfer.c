@@ -878,19 +878,42 @@ converse(struct lli_node *node, struct lli_link *link, struct lli_transfer_args 
     return status;
 }
 
+static bool
+reads_memory(const struct lli_link *link, const struct lli_transfer_args *args)
+{
+    return link->view != NULL && (args->push ? link->peer_can_read : link->view->can_read);
+}
+
+// It goes another way from now on, perhaps over the link that takes the place of this one.
+static bool
+has_lost_reading(struct lli_link *link, const struct lli_transfer_args *args, bool could_read)
+{
+    pthread_mutex_lock(&link->node->links_lock);
+    bool lacks_data = link->lacks_data;
+    pthread_mutex_unlock(&link->node->links_lock);
+    return lacks_data || (could_read && !reads_memory(link, args));
+}
+
+static llm_status
+copy_here(struct lli_link *link, const struct lli_transfer_args *args)
+{
+    struct lli_transfer_args watched = *args;
+    watched.interrupt.overdue = args->cache->registered ? &args->cache->overdue : NULL;
+    llm_status status = lli_pull_here(link, &watched);
+    lli_links_release(link);
+    return status;
+}
+
 llm_status
 lli_transfer_run(struct lli_node *node, struct lli_transfer_args *args)
 {
     struct lli_link *link;
     LLI_TRY(lli_links_acquire(node, args->cluster_id, &link));
-    if (!can_copy(link, args))
-        return converse(node, link, args);
-    struct lli_transfer_args watched = *args;
-    watched.interrupt.overdue = args->cache->registered ? &args->cache->overdue : NULL;
-    bool could_read = link->view->can_read;
-    llm_status status = lli_pull_here(link, &watched);
-    args->lost_reading = could_read && !link->view->can_read;
-    lli_links_release(link);
+    bool could_read = reads_memory(link, args);
+    lli_link_hold(link);
+    llm_status status = can_copy(link, args) ? copy_here(link, args) : converse(node, link, args);
+    args->lost_reading = status == LLM_FAILED && has_lost_reading(link, args, could_read);
+    lli_link_put(link);
     return status;
 }
 

@@ -44,7 +44,7 @@ void lli_view_unmap(struct lli_view *view);
 // Watches the process with this pidfd, which is the view's from now on, unless it knows it already.
 void lli_view_watch(struct lli_view *view, int pidfd);
 // Without a pidfd: watches this connection to the peer, under a descriptor of the view's own.  The
-// system closes the peer's end when it dies.  Who closes this end shuts it down first.
+// system closes the peer's end when it dies.  Who closes this end shuts it down.
 void lli_view_hold_life_line(struct lli_view *view, int fd);
 // Has the peer's process ended?  False if that can't be known.
 bool lli_view_has_ended(const struct lli_view *view);

@@ -540,8 +540,16 @@ serve_link(struct server *server, struct talk *talk, const char *command, const 
         talk_say(talk, "%u", end_state(&server->end, id, NULL));
 }
 
+static llm_status
+start_and_wait(const struct job *job, struct end *end, const struct kv *local)
+{
+    uint64_t id;
+    llm_status status = job_start(job, end, local, &id);
+    return status == LLM_SUCCESS ? llm_transfer_wait(end->dd, id, PATIENCE_MS) : status;
+}
+
 static void
-serve_run(struct server *server, struct talk *talk, const char *words)
+serve_run(struct server *server, struct talk *talk, bool starts, const char *words)
 {
     unsigned index;
     unsigned push;
@@ -553,7 +561,9 @@ serve_run(struct server *server, struct talk *talk, const char *words)
                      9);
     job.push = push != 0;
     job.slot = slot != 0;
-    talk_say(talk, "%u", job_run(&job, &server->end, &server->caches[index]));
+    llm_status (*run_it)(const struct job *, struct end *, const struct kv *) =
+        starts ? start_and_wait : job_run;
+    talk_say(talk, "%u", run_it(&job, &server->end, &server->caches[index]));
 }
 
 // The next notification's length; 0: none.  It must hold its number in the first byte of each.
@@ -580,8 +590,8 @@ serve(struct server *server, struct talk *talk, const char *command, const char 
         talk_say(talk, "%d", hide(words[0] == '1'));
     else if (strcmp(command, "link") == 0 || strcmp(command, "state") == 0)
         serve_link(server, talk, command, words);
-    else if (strcmp(command, "run") == 0)
-        serve_run(server, talk, words);
+    else if (strcmp(command, "run") == 0 || strcmp(command, "start") == 0)
+        serve_run(server, talk, command[0] == 's', words);
     else if (strcmp(command, "note") == 0)
         serve_note(server, talk);
     else

@@ -192,9 +192,71 @@ test_processes_that_may_not_be_read(void **state)
         move_between_hidden((i & 1) != 0, (i & 2) != 0);
 }
 
-// What was permitted when the link was made is forbidden later: the owner's help is asked for.
+// What was permitted when the link was made is forbidden later: the owner sends its memory, whichever end
+// had linked, and whoever asks.
+static void
+forbid_later(bool reader_listens, bool pushes)
+{
+    struct other owner;
+    struct other reader;
+    other_start(&owner);
+    other_start(&reader);
+    if (other_ask(&owner, "hide 1") != 1 || other_ask(&reader, "hide 1") != 1)
+        skip();
+    struct end_setup setup = {.id = THERE, .listens = !reader_listens};
+    other_open(&owner, &setup);
+    setup = (struct end_setup){.id = THIRD, .listens = reader_listens};
+    other_open(&reader, &setup);
+    assert_status(reader_listens ? other_link(&owner, THIRD, reader.port)
+                                 : other_link(&reader, THERE, owner.port),
+                  LLM_SUCCESS);
+    int64_t from = other_cache(&owner, FROM, true, TENSORS, SLOTS, STRIDE);
+    int64_t to = other_cache(&reader, TO, true, TENSORS, SLOTS, STRIDE);
+    other_fill(&owner, FROM, SEED);
+    struct job job = {.push = pushes,
+                      .peer = pushes ? THIRD : THERE,
+                      .remote = pushes ? to : from,
+                      .count = SLOTS,
+                      .shift = 1};
+    for (unsigned i = 0; i < 4; i++) {
+        other_fill(&reader, TO, 0);
+        assert_status(pushes ? other_run(&owner, &job, FROM) : other_run(&reader, &job, TO),
+                      LLM_SUCCESS);
+        assert_true(other_holds(&reader, TO, SEED, SLOTS, 1));
+        if (i == 0)
+            assert_int_equal(other_ask(&owner, "hide 0"), 1);
+    }
+    assert_int_equal(other_ask(&reader, "state %d", THERE), LLM_LINK_READY);
+    assert_int_equal(other_ask(&owner, "state %d", THIRD), LLM_LINK_READY);
+    assert_true(process_join(&owner.process));
+    assert_true(process_join(&reader.process));
+}
+
 static void
 test_a_process_that_may_not_be_read_any_more(void **state)
+{
+    (void)state;
+    forbid_later(false, false);
+}
+
+static void
+test_nor_by_the_end_that_listens(void **state)
+{
+    (void)state;
+    forbid_later(true, false);
+}
+
+static void
+test_pushes_of_a_process_that_may_not_be_read_any_more(void **state)
+{
+    (void)state;
+    forbid_later(true, true);
+    forbid_later(false, true);
+}
+
+// A pull that was started, and notices, ends; those that come later go the other way.
+static void
+test_started_pulls_from_a_process_that_may_not_be_read_any_more(void **state)
 {
     struct other owner;
     struct other reader;
@@ -211,14 +273,14 @@ test_a_process_that_may_not_be_read_any_more(void **state)
     int64_t from = other_cache(&owner, FROM, true, TENSORS, SLOTS, STRIDE);
     other_cache(&reader, TO, true, TENSORS, SLOTS, STRIDE);
     other_fill(&owner, FROM, SEED);
-    struct job pull = {.peer = THERE, .remote = from, .count = SLOTS, .shift = 1};
-    assert_status(other_run(&reader, &pull, TO), LLM_SUCCESS);
+    char pull[LINE_BYTES];
+    snprintf(pull, sizeof(pull), "start %d 0 0 %d %lld %d 1 0 0", TO, THERE, (long long)from,
+             SLOTS);
+    assert_int_equal(other_ask(&reader, "%s", pull), LLM_SUCCESS);
     assert_int_equal(other_ask(&owner, "hide 0"), 1);
-    for (unsigned i = 0; i < 3; i++) {
-        other_fill(&reader, TO, 0);
-        assert_status(other_run(&reader, &pull, TO), LLM_SUCCESS);
-        assert_true(other_holds(&reader, TO, SEED, SLOTS, 1));
-    }
+    other_fill(&reader, TO, 0);
+    AWAIT(other_ask(&reader, "%s", pull) == LLM_SUCCESS);
+    assert_true(other_holds(&reader, TO, SEED, SLOTS, 1));
     assert_int_equal(other_ask(&reader, "state %d", THERE), LLM_LINK_READY);
     assert_true(process_join(&owner.process));
     assert_true(process_join(&reader.process));
@@ -458,6 +520,9 @@ main(int argc, char **argv)
         KIT_TEST(test_reading_is_forbidden_to_the_other),
         KIT_TEST(test_processes_that_may_not_be_read),
         KIT_TEST(test_a_process_that_may_not_be_read_any_more),
+        KIT_TEST(test_nor_by_the_end_that_listens),
+        KIT_TEST(test_pushes_of_a_process_that_may_not_be_read_any_more),
+        KIT_TEST(test_started_pulls_from_a_process_that_may_not_be_read_any_more),
         KIT_TEST(test_the_owner_unmaps_without_unregistering),
         KIT_TEST(test_the_source_of_a_push_is_unmapped),
         KIT_TEST(test_the_target_of_a_push_is_unmapped),
