@@ -10,10 +10,20 @@
 
 #include "registered/kit.h"
 
-enum { OWNER = 11, USER = 21, FROM = 0, TENSORS = 2, SLOTS = 8, STRIDE = 4096, PULLS = 100 };
+enum {
+    OWNER = 11,
+    USER = 21,
+    FROM = 0,
+    TENSORS = 2,
+    SLOTS = 8,
+    STRIDE = 4096,
+    PULLS = 100,
+    LIVENESS_MS = 500,
+    DEAD_MS = 3600000,
+};
 
 static _Atomic unsigned num_refused;
-static atomic_bool held;
+static atomic_bool held, fails;
 
 long __real_syscall(long number, ...);
 long __wrap_syscall(long number, ...);
@@ -60,16 +70,33 @@ __wrap_epoll_wait(int fd, struct epoll_event *events, int num_events, int timeou
     return count;
 }
 
+// A connection of this process fails here, and not at the peer.
+ssize_t __real_recv(int fd, void *bytes, size_t num_bytes, int flags);
+ssize_t __wrap_recv(int fd, void *bytes, size_t num_bytes, int flags);
+ssize_t
+__wrap_recv(int fd, void *bytes, size_t num_bytes, int flags)
+{
+    if (!atomic_load(&fails))
+        return __real_recv(fd, bytes, num_bytes, flags);
+    errno = EIO;
+    return -1;
+}
+
 static void
 open_both(struct other *owner, struct end *user, struct kv *to, struct job *job)
 {
-    struct end_setup setup = {.id = OWNER, .transports = "shm", .listens = true};
+    struct end_setup setup = {.id = OWNER,
+                              .transports = "shm",
+                              .listens = true,
+                              .liveness_ms = LIVENESS_MS,
+                              .dead_ms = DEAD_MS};
     *owner = (struct other){0};
     other_open(owner, &setup);
     *job = (struct job){.peer = OWNER, .count = SLOTS};
     job->remote = other_cache(owner, FROM, false, TENSORS, SLOTS, STRIDE);
     other_fill(owner, FROM, 5);
-    setup = (struct end_setup){.id = USER, .transports = "shm"};
+    setup = (struct end_setup){
+        .id = USER, .transports = "shm", .liveness_ms = LIVENESS_MS, .dead_ms = DEAD_MS};
     end_open(user, &setup);
     kv_allocate(to, user, TENSORS, SLOTS, STRIDE);
     assert_ok(end_link(user, OWNER, owner->port));
@@ -121,6 +148,10 @@ test_the_end_of_a_link_is_heard(void **state)
         assert_ok(end_link(&user, OWNER, owner.port));
         assert_ok(job_run(&job, &user, &to));
     }
+    atomic_store(&fails, true);
+    AWAIT(end_state(&user, OWNER, NULL) == LLM_LINK_BROKEN);
+    atomic_store(&fails, false);
+    AWAIT(other_ask(&owner, "state %d", USER) == LLM_LINK_BROKEN);
     close_user(&user, &to);
     assert_true(process_join(&owner.process));
 }
