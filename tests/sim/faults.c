@@ -262,6 +262,24 @@ something_goes_wrong(void *arg, uint64_t mean_ns)
         sim_at(sim.now_ns + sim_below(2 * mean_ns), something_goes_wrong, NULL, mean_ns);
 }
 
+// By chance from aside: most seeds don't know it.
+static void
+something_isnt_read(void *arg, uint64_t unused)
+{
+    const struct sim_process *process = scenario.seats[scenario.non_reader].process;
+    (void)arg;
+    (void)unused;
+    if (scenario.phase != CHAOS)
+        return;
+    if (process != NULL && process->alive) {
+        uint64_t until_ns =
+            sim_aside(3) == 0 ? SIM_NEVER : sim.now_ns + (1 + sim_aside(1500)) * SIM_MS;
+        num_faults++;
+        sim_net_stop_reading(process, sim_aside(2) == 0, until_ns);
+    }
+    sim_at(sim.now_ns + (50 + sim_aside(800)) * SIM_MS, something_isnt_read, NULL, 0);
+}
+
 void
 faults_begin(void)
 {
@@ -272,6 +290,8 @@ faults_begin(void)
         sim.ambush_one_in = sim_between(1000, 20000);
         sim.critical_ambush_one_in = sim_between(20, 2000);
     }
+    if (faults->unread)
+        sim_at(sim.now_ns + (20 + sim_aside(300)) * SIM_MS, something_isnt_read, NULL, 0);
     something_goes_wrong(NULL, sim_between(20, 300) * SIM_MS);
 }
 

@@ -130,6 +130,9 @@ play_free_cache(struct node *node, struct cache *cache)
     EXPECT("llm_unregister_kv_cache", play_api()->llm_unregister_kv_cache(node->dd, cache->id),
            LLM_SUCCESS);
     model_cache_ended(cache);
+    play_watch_end(watch, "llm_unregister_kv_cache",
+                   (node->sync_ms + 2 * node->liveness_ms) * SIM_MS + 4 * play_tick_ns(node) +
+                       200 * SIM_MS);
     guard_memory(cache);
 }
 

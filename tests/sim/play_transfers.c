@@ -57,7 +57,7 @@ choose_limits(struct call *call, const struct node *node, const struct node *pee
         timeout_ms *= op->num_tensors / 2;
     if (!scenario.calm && sim_chance(3))
         timeout_ms = call->param.timeout_ms = (uint32_t)sim_between(1, 300);
-    if (scenario.calm)
+    if (scenario_is_calm(node, peer))
         timeout_ms = call->param.timeout_ms = 20000;
     op->timeout_ns = timeout_ms * SIM_MS;
     op->bound_ns = timeout_ms * SIM_MS + play_notice_ns(node, peer) + 100 * SIM_MS;
@@ -337,7 +337,8 @@ play_some_transfer(struct node *node)
     // Nobody else writes where a push does: not even under an old name.
     if (there != NULL && push)
         there = play_pushed_by_name(there);
-    if (here == NULL || there == NULL || (scenario.calm && !scenario_pair(node, peer)->linked) ||
+    if (here == NULL || there == NULL ||
+        (scenario_is_calm(node, peer) && !scenario_pair(node, peer)->linked) ||
         (!scenario_pair(node, peer)->linked && !sim_chance(4)))
         return;
     (void)play_transfer(node, peer, push, here, there);

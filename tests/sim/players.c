@@ -218,6 +218,7 @@ judge_silence(const struct node *node, const struct node *peer, uint64_t silence
     uint64_t patience_ns = silence_ms * SIM_MS / 2;
     uint64_t window_ns = 3 * patience_ns;
     if (there == NULL || !there->alive || there->started_at + window_ns > sim.now_ns ||
+        !scenario_reads(node) || !scenario_reads(peer) ||
         (!same_host &&
          (scenario.faults.partitions || scenario.faults.losses || scenario.faults.power)))
         return;

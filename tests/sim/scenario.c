@@ -25,6 +25,18 @@ scenario_pair(const struct node *a, const struct node *b)
                                : &scenario.pairs[b->index][a->index];
 }
 
+bool
+scenario_reads(const struct node *node)
+{
+    return !scenario.faults.unread || node->seat->index != scenario.non_reader;
+}
+
+bool
+scenario_is_calm(const struct node *a, const struct node *b)
+{
+    return scenario.calm || (scenario.only_unread && scenario_reads(a) && scenario_reads(b));
+}
+
 // ---- statuses ----
 
 // Could anything have freed the peer's cache, or ours, while the operation ran?
@@ -53,6 +65,7 @@ void
 scenario_judge(const struct op *op, llm_status status)
 {
     bool ok = false;
+    bool calm = scenario_is_calm(op->node, scenario_node(op->cluster_id));
     scenario.ops++;
     scenario.successes += status == LLM_SUCCESS;
     switch (status) {
@@ -66,15 +79,15 @@ scenario_judge(const struct op *op, llm_status status)
         ok = op->cancelled;
         break;
     case LLM_WAIT_PROC_TIMEOUT:
-        ok = !scenario.calm;
+        ok = !calm;
         break;
     case LLM_TIMEOUT:
-        ok = !scenario.calm && scenario.version_2;
+        ok = !calm && scenario.version_2;
         break;
     case LLM_FAILED:
     case LLM_NOT_YET_LINK:
     case LLM_LINK_BUSY:
-        ok = !scenario.calm;
+        ok = !calm;
         break;
     case LLM_PARAM_INVALID:
         // It may be another cache's by now, which has fewer slots.
@@ -225,9 +238,17 @@ draw_aside(void)
         scenario.chaos_ends_ns = 4000 * SIM_MS;
         scenario.pause_ns = 20 * SIM_MS;
         break;
+    case 3:
+        nothing_but((struct fault_set){.churn = sim_aside(2) == 0});
+        scenario.only_unread = true;
+        scenario.chaos_ends_ns = 3000 * SIM_MS;
+        scenario.pause_ns = 20 * SIM_MS;
+        break;
     default:
         break;
     }
+    scenario.faults.unread = scenario.only_unread || (!scenario.calm && sim_aside(8) == 0);
+    scenario.non_reader = sim_aside(scenario.num_seats);
 }
 
 static void

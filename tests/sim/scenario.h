@@ -50,7 +50,7 @@ enum phase { CHAOS, SETTLING, ENDING };
 
 struct fault_set {
     bool kills, power, stops, stalls, slowness, partitions, resets, losses, flips, refusals, memory,
-        churn, no_reading, unlinks, dead_paths;
+        churn, no_reading, unlinks, dead_paths, unread;
 };
 
 struct scenario {
@@ -58,7 +58,9 @@ struct scenario {
     bool version_2;
     bool calm; // nothing goes wrong
     struct fault_set faults;
-    bool signals; // in some processes; no misfortune: nothing fails for them
+    bool signals;      // in some processes; no misfortune: nothing fails for them
+    size_t non_reader; // with unread faults: the seat whose process stops reading
+    bool only_unread;  // nothing else goes wrong, and to nobody else
     struct seat seats[SEATS_MAX];
     size_t num_seats;
     struct node nodes[NODES_MAX];
@@ -90,6 +92,9 @@ void scenario_judge(const struct op *op, llm_status status);
 void scenario_start_seat(void *seat, uint64_t unused);
 
 struct node *scenario_node(uint64_t cluster_id);
+// Nothing goes wrong between the two.
+bool scenario_is_calm(const struct node *a, const struct node *b);
+bool scenario_reads(const struct node *node);
 struct pair *scenario_pair(const struct node *a, const struct node *b);
 
 // The life of a process (players.c): an instance per node, workers, the final round, the end.

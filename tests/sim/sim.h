@@ -268,6 +268,9 @@ bool sim_net_reset_one(void);
 // One way of one connection dies, for good and without a word: what is sent there is neither received
 // nor read.  False if there is none.
 bool sim_net_deafen_one(void);
+// A process doesn't read one of its connections, or all, until then: who sends to it has no room soon.  It
+// does everything else.
+void sim_net_stop_reading(const struct sim_process *process, bool all_of_them, uint64_t until_ns);
 struct sim_deafness {
     uint64_t since_ns;    // SIM_NEVER: it isn't
     uint64_t hindered_ns; // how long its two ends have been hindered, together

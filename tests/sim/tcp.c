@@ -34,6 +34,7 @@ struct sim_tcp {
     bool vanished; // by power failure: without a word
     bool deaf;     // the way to this end has died, alone: nothing arrives, not even that it is read
     struct sim_deafness deafness; // since when
+    uint64_t unread_until_ns;     // its process doesn't look at what arrives, until then
     bool got_fin;
     bool was_reset;
     bool shut_write;
@@ -269,6 +270,41 @@ some_connection(void)
     return chosen;
 }
 
+static bool
+is_open(const struct sim_tcp *tcp)
+{
+    return tcp->state == CONNECTED && !tcp->gone && !tcp->was_reset && !tcp->vanished &&
+           tcp->file != NULL;
+}
+
+static void
+is_read_again(void *arg, uint64_t unused)
+{
+    struct sim_tcp *tcp = arg;
+    (void)unused;
+    sim_file_changed(tcp->file);
+}
+
+void
+sim_net_stop_reading(const struct sim_process *process, bool all_of_them, uint64_t until_ns)
+{
+    size_t count = 0;
+    for (struct sim_tcp *tcp = all; tcp != NULL; tcp = tcp->next)
+        count += tcp->process == process && is_open(tcp);
+    size_t chosen = count > 0 ? sim_aside(count) : 0;
+    for (struct sim_tcp *tcp = all; tcp != NULL; tcp = tcp->next) {
+        if (tcp->process != process || !is_open(tcp) || (chosen-- != 0 && !all_of_them))
+            continue;
+        tcp->unread_until_ns = until_ns;
+        if (until_ns != SIM_NEVER)
+            sim_at(until_ns, is_read_again, tcp, 0);
+    }
+    if (count > 0)
+        sim_trace("%s doesn't read %s for %s", process->name,
+                  all_of_them ? "its connections" : "a connection",
+                  until_ns == SIM_NEVER ? "good" : "a time");
+}
+
 // Both ends together.
 static uint64_t
 hindered_ns(const struct sim_tcp *tcp)
@@ -287,13 +323,6 @@ sim_net_deafen_one(void)
     chosen->deaf = true;
     chosen->deafness = (struct sim_deafness){sim.now_ns, hindered_ns(chosen)};
     return true;
-}
-
-static bool
-is_open(const struct sim_tcp *tcp)
-{
-    return tcp->state == CONNECTED && !tcp->gone && !tcp->was_reset && !tcp->vanished &&
-           tcp->file != NULL;
 }
 
 struct sim_deafness
@@ -546,9 +575,10 @@ sim_tcp_events(const struct sim_tcp *tcp)
         return EPOLLIN | EPOLLOUT | EPOLLHUP | EPOLLRDHUP | (tcp->error != 0 ? EPOLLERR : 0);
     if (tcp->state != CONNECTED)
         return tcp->state == FRESH ? EPOLLOUT | EPOLLHUP : 0;
-    if (tcp->ready_bytes > 0 || tcp->got_fin || tcp->shut_read)
+    bool is_read = sim.now_ns >= tcp->unread_until_ns;
+    if (is_read && (tcp->ready_bytes > 0 || tcp->got_fin || tcp->shut_read))
         events |= EPOLLIN;
-    if (tcp->got_fin || tcp->shut_read)
+    if (is_read && (tcp->got_fin || tcp->shut_read))
         events |= EPOLLRDHUP;
     if ((tcp->got_fin || tcp->shut_read) && tcp->shut_write)
         events |= EPOLLHUP;
@@ -644,6 +674,10 @@ ssize_t
 sim_tcp_receive(struct sim_tcp *tcp, const struct iovec *pieces, size_t num_pieces)
 {
     size_t bytes = 0;
+    if (sim.now_ns < tcp->unread_until_ns && !tcp->was_reset) {
+        errno = EAGAIN;
+        return -1;
+    }
     if (tcp->ready_bytes == 0) {
         if (tcp->error != 0) {
             errno = sim_tcp_take_error(tcp);
