@@ -517,7 +517,8 @@ suspect(struct lli_link *link)
     pthread_mutex_lock(&node->links_lock);
     link->suspect = true;
     snprintf(link->broken_reason, sizeof(link->broken_reason), "%s", why);
-    if (can_tell && !link->unlinking)
+    // Also while it is being unlinked, which may fail.
+    if (can_tell && !lli_list_empty(&link->in_table))
         lli_events_add_locked(link, LLM_LINK_SUSPECT);
     pthread_mutex_unlock(&node->links_lock);
     lli_log(LLM_LOG_WARN, "link", "the link to cluster %llu is suspect: %s",
@@ -531,7 +532,7 @@ trust_again(struct lli_link *link)
     bool can_tell = lli_events_prepare(link, 1);
     pthread_mutex_lock(&node->links_lock);
     link->suspect = false;
-    if (can_tell && !link->unlinking)
+    if (can_tell && !lli_list_empty(&link->in_table))
         lli_events_add_locked(link, LLM_LINK_READY);
     pthread_mutex_unlock(&node->links_lock);
     lli_log(LLM_LOG_INFO, "link", "cluster %llu is heard again, its link is ready",

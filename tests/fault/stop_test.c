@@ -207,6 +207,26 @@ idle_peer_stops(const char *transports)
     assert_true(process_join(&b.there));
 }
 
+// An unlink may fail: a silence that begins while it waits is told all the same.
+static void
+test_a_peer_stops_before_an_unlink(void **state)
+{
+    static const unsigned states[] = {LLM_LINK_READY, LLM_LINK_SUSPECT, LLM_LINK_REMOVED};
+    struct both b;
+    (void)state;
+    open_puller(&b, "shm", LONG_MS, SHORT_MS, 0);
+    process_stop(&b.there);
+    assert_int_not_equal(member_unlink(&b.here, PROMPT, b.ports, 4 * SHORT_MS, false), LLM_SUCCESS);
+    for (size_t i = 0; i < 3; i++) {
+        llm_link_info info = {.struct_size = sizeof(info)};
+        assert_int_equal(llm_poll_link_event(b.here.dd, &info), LLM_SUCCESS);
+        assert_int_equal(info.state, states[i]);
+    }
+    process_continue(&b.there);
+    member_close(&b.here);
+    assert_true(process_join(&b.there));
+}
+
 static void
 test_idle_peer_stops_shm(void **state)
 {
@@ -372,11 +392,17 @@ main(int argc, char **argv)
     if (process_role(argc, argv, &role, &talk))
         return member_serve(&talk);
     const struct CMUnitTest tests[] = {
-        TEST(test_slow_owner_tcp),        TEST(test_dead_owner_tcp),
-        TEST(test_idle_peer_stops_shm),   TEST(test_idle_peer_stops_tcp),
-        TEST(test_push_time_is_up_tcp),   TEST(test_push_time_is_up_shm),
-        TEST(test_push_peer_is_dead_tcp), TEST(test_push_peer_is_dead_shm),
-        TEST(test_stopped_puller_shm),    TEST(test_stopped_puller_tcp),
+        TEST(test_slow_owner_tcp),
+        TEST(test_dead_owner_tcp),
+        TEST(test_idle_peer_stops_shm),
+        TEST(test_idle_peer_stops_tcp),
+        TEST(test_a_peer_stops_before_an_unlink),
+        TEST(test_push_time_is_up_tcp),
+        TEST(test_push_time_is_up_shm),
+        TEST(test_push_peer_is_dead_tcp),
+        TEST(test_push_peer_is_dead_shm),
+        TEST(test_stopped_puller_shm),
+        TEST(test_stopped_puller_tcp),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
