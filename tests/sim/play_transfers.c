@@ -59,6 +59,9 @@ choose_limits(struct call *call, const struct node *node, const struct node *pee
         timeout_ms = call->param.timeout_ms = (uint32_t)sim_between(1, 300);
     if (scenario_is_calm(node, peer))
         timeout_ms = call->param.timeout_ms = 20000;
+    // A peer that reads nothing, and has time.
+    if (scenario.only_unread && !scenario_reads(node))
+        timeout_ms = call->param.timeout_ms = 10000;
     op->timeout_ns = timeout_ms * SIM_MS;
     op->bound_ns = timeout_ms * SIM_MS + play_notice_ns(node, peer) + 100 * SIM_MS;
 }

@@ -238,12 +238,21 @@ draw_aside(void)
         scenario.chaos_ends_ns = 4000 * SIM_MS;
         scenario.pause_ns = 20 * SIM_MS;
         break;
-    case 3:
+    case 3: {
         nothing_but((struct fault_set){.churn = sim_aside(2) == 0});
         scenario.only_unread = true;
+        // What a connection can't take at once, of caches that are waited for.
+        scenario.version_2 = sim_aside(4) > 0;
+        scenario.stride = 4096;
+        sim_net.window_min = 2000;
+        sim_net.window_max = 8000;
+        bool tcp_alone = sim_aside(2) == 0;
+        for (size_t i = 0; i < scenario.num_nodes && tcp_alone; i++)
+            scenario.nodes[i].transports = "tcp";
         scenario.chaos_ends_ns = 3000 * SIM_MS;
         scenario.pause_ns = 20 * SIM_MS;
         break;
+    }
     default:
         break;
     }
