@@ -715,12 +715,17 @@ look(struct lli_stream_sight *sight, uint64_t bytes, bool peer_speaks)
     }
     sight->ticks_still++;
     sight->ticks_spoken += peer_speaks;
+    sight->ticks_mute = peer_speaks ? 0 : sight->ticks_mute + 1;
+    sight->outage_ticks = lli_max(sight->outage_ticks, sight->ticks_mute);
 }
 
+// After an outage of the whole path TCP sends again, on each connection by itself, when as much time
+// again has passed at the latest.
 static bool
-is_still(const struct lli_stream_sight *sight, uint64_t ticks)
+is_still(const struct lli_stream_sight *sight, uint64_t ticks, uint64_t pause_ticks)
 {
-    return sight->ticks_still > ticks && sight->ticks_spoken >= TICKS_SPOKEN_MIN;
+    uint64_t outage_ticks = sight->outage_ticks > pause_ticks ? sight->outage_ticks : 0;
+    return sight->ticks_still > ticks + 2 * outage_ticks && sight->ticks_spoken >= TICKS_SPOKEN_MIN;
 }
 
 // Bytes that have come, and that a starved thread of this process has not fetched.
@@ -739,14 +744,16 @@ watch_conn(struct lli_stream_conn *conn, bool peer_speaks, uint64_t silent_ticks
     struct lli_stream *stream = conn->stream;
     look(&conn->in, atomic_load_explicit(&conn->bytes_in, memory_order_relaxed), peer_speaks);
     look(&conn->out, atomic_load_explicit(&conn->bytes_out, memory_order_relaxed), peer_speaks);
+    uint64_t beat_ticks = lli_max(silent_ticks / 3, 1);
     pthread_mutex_lock(&stream->lock);
     bool in_frame = conn->out_job != NULL;
-    if (conn->out.ticks_still >= lli_max(silent_ticks / 3, 1))
+    if (conn->out.ticks_still >= beat_ticks)
         owe_probe_locked(conn, false);
     pthread_mutex_unlock(&stream->lock);
-    if (stream->peer_probes && is_still(&conn->in, silent_ticks) && !has_bytes_waiting(conn))
+    if (stream->peer_probes && is_still(&conn->in, silent_ticks, silent_ticks / 2) &&
+        !has_bytes_waiting(conn))
         return "nothing comes any more on a data connection, although the peer is heard elsewhere";
-    if (in_frame && is_still(&conn->out, stuck_ticks))
+    if (in_frame && is_still(&conn->out, stuck_ticks, silent_ticks / 2))
         return "the peer takes nothing from a data connection, although it is heard elsewhere";
     return NULL;
 }

@@ -64,6 +64,8 @@ struct lli_stream_sight {
     uint64_t bytes;
     uint64_t ticks_still;  // since it has moved
     uint64_t ticks_spoken; // of these, those in which the peer was heard on its control connection
+    uint64_t ticks_mute;   // in a row: the peer isn't heard elsewhere either
+    uint64_t outage_ticks; // the longest such row
 };
 
 struct lli_stream_conn {

@@ -24,7 +24,7 @@ header_is_sound(const struct lli_segment_header *header, uint64_t incarnation, s
 // Of the pools of peers, in all views of this process.
 static _Atomic uint64_t bytes_mapped;
 
-// A power of two; mappings lie in its upper part.
+// A power of two; mappings lie in its upper part, but under tools that run the program themselves.
 static uint64_t
 address_space_bytes(const void *mapping)
 {
@@ -34,7 +34,8 @@ address_space_bytes(const void *mapping)
 static bool
 reserve(uint64_t bytes, const void *mapping, char *why, size_t why_size)
 {
-    uint64_t most = address_space_bytes(mapping) / LLI_OWN_ADDRESS_SHARE;
+    uint64_t most = lli_max(address_space_bytes(mapping) / LLI_OWN_ADDRESS_SHARE,
+                            2 * lli_physical_memory_bytes());
     uint64_t mapped = atomic_fetch_add(&bytes_mapped, bytes);
     if (mapped <= most && bytes <= most - mapped)
         return true;
