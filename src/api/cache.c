@@ -1,5 +1,6 @@
 // Caches (§7).
 #include "api/check.h"
+#include "base/lock.h"
 #include "base/log.h"
 #include "cache/holds.h"
 
@@ -151,9 +152,9 @@ llm_register_kv_cache(llm_datadist *dd, const llm_cache_desc *desc, const uint64
     LLI_TRY(check_extent(&geometry, addrs));
     if (ret_cache_id == NULL)
         return lli_fail(LLM_PARAM_INVALID, "cache", "ret_cache_id is NULL");
-    pthread_mutex_lock(&dd->life_lock);
+    lli_lock(&dd->life_lock);
     llm_status status = register_locked(dd, &geometry, addrs, ret_cache_id);
-    pthread_mutex_unlock(&dd->life_lock);
+    lli_unlock(&dd->life_lock);
     if (status != LLM_SUCCESS)
         return status;
     lli_log(LLM_LOG_INFO, "cache", "cache %lld: %u registered tensors of %llu bytes",

@@ -2,6 +2,7 @@
 #include <stdio.h>
 
 #include "api/check.h"
+#include "base/lock.h"
 #include "base/log.h"
 #include "device/copy.h"
 #include "device/crc32c.h"
@@ -95,11 +96,11 @@ llm_get_listen_port(llm_datadist *dd, size_t device_index, uint16_t *ret_port)
     if (ret_port == NULL)
         return lli_fail(LLM_PARAM_INVALID, "api", "llm_get_listen_port: ret_port is NULL");
     // A registration may begin to listen.
-    pthread_mutex_lock(&dd->life_lock);
+    lli_lock(&dd->life_lock);
     size_t num_devices = dd->listeners.num_devices;
     if (device_index < num_devices)
         *ret_port = dd->listeners.of_device[device_index]->place.port;
-    pthread_mutex_unlock(&dd->life_lock);
+    lli_unlock(&dd->life_lock);
     if (device_index >= num_devices)
         return lli_fail(LLM_PARAM_INVALID, "api",
                         "llm_get_listen_port: device_index is %zu, %zu device(s) listen",

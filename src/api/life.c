@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include "base/fork.h"
 #include "base/lock.h"
 #include "base/log.h"
 #include "base/mem.h"
@@ -75,7 +76,9 @@ initialize_locked(llm_datadist *dd, const llm_option *options, size_t num_option
 static bool
 is_of_parent(const llm_datadist *dd)
 {
-    return atomic_load(&dd->initialized) && dd->pid != getpid();
+    // In a pid namespace of its own a child may have the number of its parent.
+    return atomic_load(&dd->initialized) &&
+           (dd->pid != getpid() || dd->num_forks != lli_fork_count());
 }
 
 llm_status

@@ -244,6 +244,12 @@ struct lookup {
 
 static _Atomic unsigned num_lookups;
 
+void
+lli_lookups_in_child(void)
+{
+    atomic_store(&num_lookups, 0);
+}
+
 static void
 free_lookup(struct lookup *lookup)
 {

@@ -64,4 +64,7 @@ void lli_address_unmap(struct lli_address *address);
 const char *lli_address_format(const struct lli_address *address,
                                char text[LLI_ADDRESS_TEXT_BYTES]);
 
+// In a forked child: nobody is looking names up there.
+void lli_lookups_in_child(void);
+
 #endif

@@ -45,6 +45,9 @@ static struct place *
 find_place(const char *format, uint64_t now_ns)
 {
     struct place *place = &places[((uintptr_t)format >> 3) % NUM_PLACES];
+    // Of two that meet, one goes elsewhere.
+    if (place->format != NULL && place->format != format)
+        place = &places[((uintptr_t)format >> 9) % NUM_PLACES];
     bool is_ours = place->format == format;
     if (is_ours && !is_over(place, now_ns))
         return place;

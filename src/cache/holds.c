@@ -15,6 +15,12 @@ struct llm_memory_hold {
 // Of all registries, because it outlives them.  Comes before registry->lock.
 static pthread_mutex_t holds_lock = PTHREAD_MUTEX_INITIALIZER;
 
+void
+lli_holds_in_child(void)
+{
+    pthread_mutex_init(&holds_lock, NULL);
+}
+
 llm_status
 lli_holds_take(struct lli_registry *registry, int64_t id, llm_memory_hold **ret_hold)
 {

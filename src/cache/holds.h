@@ -13,5 +13,7 @@ void lli_holds_release(llm_memory_hold *hold);
 
 // Before it closes: the holds of its caches keep nothing but the mappings from now on.
 void lli_holds_detach_all(struct lli_registry *registry);
+// In a forked child: the lock may have been held by a thread that isn't here.
+void lli_holds_in_child(void);
 
 #endif

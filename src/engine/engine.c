@@ -4,11 +4,13 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "base/address.h"
 #include "base/cgroup.h"
 #include "base/fork.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/os.h"
+#include "cache/holds.h"
 #include "link/connect.h"
 #include "link/paths.h"
 #include "transfer/answer.h"
@@ -162,13 +164,15 @@ static pthread_mutex_t token_lock = PTHREAD_MUTEX_INITIALIZER;
 static uint64_t
 process_token(void)
 {
-    static uint64_t token;  // guarded by token_lock
-    static pid_t token_pid; // likewise
+    static uint64_t token;       // guarded by token_lock
+    static pid_t token_pid;      // likewise
+    static unsigned token_forks; // likewise
     pthread_mutex_lock(&token_lock);
-    // A forked child is another process.
-    if (token_pid != getpid())
+    // A forked child is another process, in a pid namespace of its own perhaps of the same number.
+    if (token_pid != getpid() || token_forks != lli_fork_count())
         token = lli_random_u64();
     token_pid = getpid();
+    token_forks = lli_fork_count();
     uint64_t own = token;
     pthread_mutex_unlock(&token_lock);
     return own;
@@ -182,6 +186,9 @@ in_child(void)
     lli_fork_in_child();
     lli_log_in_child();
     lli_segment_in_child();
+    lli_holds_in_child();
+    lli_views_in_child();
+    lli_lookups_in_child();
     pthread_mutex_init(&token_lock, NULL);
 }
 

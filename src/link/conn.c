@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/log.h"
 #include "base/mem.h"
 #include "base/os.h"
 
@@ -16,6 +17,7 @@ enum {
     // that asks no more than LLI_SERVES_PER_LINK_MAX (serve.h) at a time never comes here: their
     // answers are shorter.
     OUT_BYTES_MAX = 1 << 20,
+    OUT_NOTES_MAX = 16384,
     // Then the others get their turn.
     MESSAGES_PER_EVENT = 64,
 };
@@ -25,6 +27,7 @@ struct out_message {
     size_t bytes;
     size_t sent;
     bool is_answer; // counts in conn->out_bytes
+    bool is_note;   // counts in conn->out_notes
     uint8_t data[];
 };
 
@@ -84,6 +87,7 @@ end_later(struct lli_conn *conn, const char *why)
         lli_free(LLI_LIST_ENTRY(node, struct out_message, node));
     }
     conn->out_bytes = 0;
+    conn->out_notes = 0;
 }
 
 static void
@@ -115,6 +119,7 @@ flush(struct lli_conn *conn)
         if (message->is_answer)
             conn->out_bytes -= (size_t)sent;
         if (message->sent == message->bytes) {
+            conn->out_notes -= message->is_note;
             lli_list_remove(&message->node);
             lli_free(message);
         }
@@ -128,6 +133,12 @@ lli_conn_send(struct lli_conn *conn, enum lli_message_type type, uint64_t transf
 {
     if (conn->closed || conn->why != NULL)
         return;
+    // The peer is stopped, and wouldn't keep more of them.
+    if (type == LLI_NOTIFY && conn->out_notes >= OUT_NOTES_MAX) {
+        lli_log(LLM_LOG_WARN, "link", "a notification is dropped: %u wait for their peer to read",
+                conn->out_notes);
+        return;
+    }
     size_t bytes = LLI_MESSAGE_HEADER_BYTES + body_bytes;
     struct out_message *message = lli_malloc(sizeof(*message) + bytes);
     if (message == NULL) {
@@ -146,6 +157,8 @@ lli_conn_send(struct lli_conn *conn, enum lli_message_type type, uint64_t transf
     message->bytes = bytes;
     message->sent = 0;
     lli_list_append(&conn->out, &message->node);
+    message->is_note = type == LLI_NOTIFY;
+    conn->out_notes += message->is_note;
     message->is_answer = is_answer(type);
     if (message->is_answer)
         conn->out_bytes += bytes;

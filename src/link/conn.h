@@ -22,6 +22,7 @@ struct lli_conn {
     uint64_t bytes_in;   // received in all
     struct lli_list out; // messages to be sent
     size_t out_bytes;    // of answers
+    unsigned out_notes;  // NOTIFYs in `out`
 
     bool closed;
     const char *why; // not NULL: it is about to end, for this reason

@@ -443,10 +443,10 @@ void
 lli_links_remove_here(struct lli_link *link)
 {
     bool was_in_table = take_out(link);
-    bool was_usable = retire(link);
+    (void)retire(link);
     close_connections(link);
-    if (was_usable)
-        link->node->on_broken(link, LLM_FAILED);
+    // Also of a link that was hidden before: pushes that were left behind end with it.
+    link->node->on_broken(link, LLM_FAILED);
     if (was_in_table)
         lli_link_put(link);
 }

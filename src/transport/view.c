@@ -24,6 +24,12 @@ header_is_sound(const struct lli_segment_header *header, uint64_t incarnation, s
 // Of the pools of peers, in all views of this process.
 static _Atomic uint64_t bytes_mapped;
 
+void
+lli_views_in_child(void)
+{
+    atomic_store(&bytes_mapped, 0);
+}
+
 // A power of two; mappings lie in its upper part, but under tools that run the program themselves.
 static uint64_t
 address_space_bytes(const void *mapping)
@@ -102,7 +108,9 @@ static bool
 can_read_process(struct lli_view *view)
 {
     pid_t thread = (pid_t)LLI_LOAD(view->segment->header.own_thread);
-    return (thread > 0 && can_read_as(view, thread)) || can_read_as(view, view->pid);
+    // The number is the peer's word: it must be a thread of the process that the kernel has named.
+    bool is_its_own = thread > 0 && syscall(SYS_tgkill, view->pid, thread, 0) == 0;
+    return (is_its_own && can_read_as(view, thread)) || can_read_as(view, view->pid);
 }
 
 static void

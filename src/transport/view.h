@@ -63,4 +63,7 @@ lli_view_holes(const struct lli_view *view)
     return (struct lli_holes){.files = view->pools, .num_files = view->num_devices};
 }
 
+// In a forked child: it has none of its parent's mappings.
+void lli_views_in_child(void);
+
 #endif
