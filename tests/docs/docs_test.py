@@ -136,6 +136,8 @@ def check_tests(build_directory):
         for name in re.findall(r"`([\w-]+)`", row):
             if name.startswith("test_"):
                 exists = name in functions
+            elif "python" in name and not any("python" in test for test in known):
+                exists = True  # the sanitizers' builds have no Python package
             else:
                 exists = any(test == name or test.startswith(name + "_") for test in known)
             if not exists:

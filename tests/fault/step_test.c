@@ -251,7 +251,9 @@ unlink_victim(struct survivor *s, uint16_t port, bool force)
     llm_status status = llm_unlink_clusters(s->end.dd, &info, 1, &result, NULL,
                                             stops ? CALL_MS : PATIENCE_MS, force);
     check_bound(s, "unlinking", start);
-    if (result == LLM_UNLINK_FAILED && !force) {
+    // Who is stopped as it reads is waited for, until it is dead; force ends that sooner.
+    bool holds_on = stops && result == LLM_LINK_BUSY;
+    if ((result == LLM_UNLINK_FAILED || holds_on) && !force) {
         assert_ok(unlink_victim(s, port, true));
         return status;
     }
